@@ -1,0 +1,1 @@
+"""Measuring what a student and a teacher can do: alone, together, and against routers that guess."""

@@ -1,0 +1,121 @@
+"""evaluate: decode held-out problems and count what is right, who wrote it, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from relay_lightning.relay.decoder import RelayRequest
+from relay_lightning.rewards.answers import is_correct
+from relay_lightning.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from relay_lightning.engine.sampling import SamplingParams
+    from relay_lightning.relay.decoder import RelayDecoder
+    from relay_lightning.relay.policies import Policy
+
+Judge = Callable[[str, str], bool]
+"""(completion text, reference answer) -> correct."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an evaluation keeps of one completion."""
+
+    prompt_id: int
+    is_correct: bool
+    num_tokens: int
+    num_teacher_tokens: int
+    num_calls: int
+    num_malformed_calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Judged completions in the order of the prompts (all samples of a prompt in a row), and their aggregates."""
+
+    completions: tuple[Judged, ...]
+
+    @property
+    def num_problems(self) -> int:
+        return len({judged.prompt_id for judged in self.completions})
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct completions."""
+        return self._mean(judged.is_correct for judged in self.completions)
+
+    @property
+    def call_ratio(self) -> float:
+        """Teacher tokens over all tokens, sum over sum."""
+        num_tokens = sum(judged.num_tokens for judged in self.completions)
+        return sum(judged.num_teacher_tokens for judged in self.completions) / num_tokens if num_tokens else 0.0
+
+    @property
+    def called_frac(self) -> float:
+        """Share of completions with at least one call."""
+        return self._mean(judged.num_calls > 0 for judged in self.completions)
+
+    @property
+    def calls_per_completion(self) -> float:
+        return self._mean(judged.num_calls for judged in self.completions)
+
+    @property
+    def malformed_call_frac(self) -> float:
+        """Share of opened tags that did not become a call; 0.0 when none was opened."""
+        num_malformed = sum(judged.num_malformed_calls for judged in self.completions)
+        num_opened = num_malformed + sum(judged.num_calls for judged in self.completions)
+        return num_malformed / num_opened if num_opened else 0.0
+
+    @property
+    def mean_completion_tokens(self) -> float:
+        return self._mean(judged.num_tokens for judged in self.completions)
+
+    @property
+    def mean_teacher_tokens(self) -> float:
+        return self._mean(judged.num_teacher_tokens for judged in self.completions)
+
+    def _mean(self, values: Any) -> float:
+        return sum(values) / len(self.completions) if self.completions else 0.0
+
+
+def evaluate(
+    decoder: RelayDecoder,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    policy: str | Policy = "command",
+    *,
+    seed: int = 0,
+    num_samples: int = 1,
+    judge: Judge = is_correct,
+    **options: Any,
+) -> EvalResult:
+    """The result of decoding every prompt `num_samples` times and judging each completion by its prompt's answer.
+
+    `options` go to `RelayDecoder.generate` (`teacher_sampling`, `max_calls`, `max_call_tokens`, `eos_policy`,
+    `on_progress`). Raises ValueError if a prompt has no answer.
+    """
+    if unanswered := [prompt.prompt_id for prompt in prompts if prompt.answer is None]:
+        raise ValueError(f"{len(unanswered)} prompts have no answer to be judged by, the first is prompt {unanswered[0]}.")
+    requests = [RelayRequest(prompt, sample_index) for prompt in prompts for sample_index in range(num_samples)]
+    completions = decoder.generate(requests, sampling, seed=seed, policy=policy, **options)
+    judged = [judge_completion(done, request.prompt, judge) for done, request in zip(completions, requests, strict=True)]
+    return EvalResult(tuple(judged))
+
+
+def judge_completion(completion: Completion, prompt: Prompt, judge: Judge = is_correct) -> Judged:
+    """What counts of a completion, judged by its prompt's answer."""
+    return Judged(
+        prompt_id=completion.prompt_id,
+        is_correct=judge(completion.text, prompt.answer or ""),
+        num_tokens=completion.num_tokens,
+        num_teacher_tokens=completion.num_teacher_tokens,
+        num_calls=completion.num_calls,
+        num_malformed_calls=completion.num_malformed_calls,
+    )
+
+
+def greedy(sampling: SamplingParams) -> SamplingParams:
+    """The same limits at temperature 0: how every reported figure is decoded."""
+    return replace(sampling, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)

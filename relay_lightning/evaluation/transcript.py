@@ -1,0 +1,44 @@
+"""A completion as coloured text for a terminal; whatever a model wrote is escaped first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from unicodedata import category
+
+from rich.text import Text
+
+from relay_lightning.types import Completion, TokenSource
+
+STYLES = {"student": "", "command": "dim", "teacher": "bold magenta"}
+HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+"""Control, format (text direction, zero width), surrogate, private-use, and separator characters: what could move the
+cursor, hide text or reorder it."""
+
+
+def transcript(completion: Completion, decode: Callable[[Sequence[int]], str]) -> Text:
+    """The completion with the teacher's tokens in colour and the commands that asked for them dimmed."""
+    text = Text()
+    for author, token_ids in authored_runs(completion):
+        text.append(escape_terminal(decode(token_ids)), style=STYLES[author])
+    return text
+
+
+def authored_runs(completion: Completion) -> Iterator[tuple[str, list[int]]]:
+    """Runs of tokens with one author: ("student" | "command" | "teacher", token ids), in order."""
+    authors = ["teacher" if source == TokenSource.TEACHER else "student" for source in completion.token_source]
+    for span in completion.spans:
+        authors[span.command_start : span.start] = ["command"] * span.num_command_tokens
+    for author, run in groupby(zip(authors, completion.token_ids, strict=True), key=lambda pair: pair[0]):
+        yield author, [token_id for _, token_id in run]
+
+
+def escape_terminal(text: str) -> str:
+    """The text with every character that could act on a terminal written out as an escape sequence.
+
+    Line feeds and tabs stay.
+    """
+    return "".join(
+        char if char in "\n\t" or category(char) not in HIDDEN_CATEGORIES else char.encode("unicode_escape").decode()
+        for char in text
+    )

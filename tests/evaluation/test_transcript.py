@@ -1,0 +1,59 @@
+"""Completions as terminal text: colours by author, nothing a model wrote reaches the terminal raw."""
+
+import io
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from relay_lightning.evaluation.transcript import STYLES, authored_runs, escape_terminal, transcript
+from relay_lightning.types import Completion, FinishReason, RelaySpan, TokenSource
+
+STUDENT, TEACHER = TokenSource.STUDENT, TokenSource.TEACHER
+
+
+def completion(token_ids: list[int], sources: list[TokenSource], spans: list[RelaySpan]) -> Completion:
+    zeros = [0.0] * len(token_ids)
+    return Completion(0, 0, token_ids, sources, zeros, zeros, spans, FinishReason.STOP)
+
+
+def decode_bytes(token_ids) -> str:
+    return bytes(token_ids).decode()
+
+
+def test_runs_name_student_command_and_teacher_when_a_call_was_made():
+    done = completion(
+        list(b"ab<c>XYd"), [STUDENT] * 5 + [TEACHER] * 2 + [STUDENT], [RelaySpan(5, 7, 2, FinishReason.DELIVERED, 2)]
+    )
+    assert [(author, bytes(ids)) for author, ids in authored_runs(done)] == [
+        ("student", b"ab"), ("command", b"<c>"), ("teacher", b"XY"), ("student", b"d"),
+    ]
+    text = transcript(done, decode_bytes)
+    assert text.plain == "ab<c>XYd"
+    assert {text.plain[span.start : span.end]: span.style for span in text.spans} == {
+        "<c>": STYLES["command"], "XY": STYLES["teacher"],
+    }
+
+
+def test_markup_and_control_sequences_stay_visible_when_a_model_writes_them():
+    evil = "[red]x[/red]\x1b[2J\x07\r\u202eabc\u2028\x9b31m"
+    done = completion(list(evil.encode()), [STUDENT] * len(evil.encode()), [])
+    output = io.StringIO()
+    Console(file=output, force_terminal=True, width=200).print(transcript(done, decode_bytes))
+    shown = output.getvalue()
+    assert "[red]x[/red]" in shown
+    assert r"\x1b[2J" in shown
+    assert r"\u202e" in shown
+    assert not set(shown) & set("\x1b\x07\r\u202e\u2028\x9b")
+
+
+@given(st.text(st.characters(categories=["Cc", "Cf", "Cs", "Co", "Zl", "Zp"], exclude_characters="\n\t"), min_size=1))
+def test_characters_that_act_on_a_terminal_become_printable_ascii(text):
+    escaped = escape_terminal(text)
+    assert escaped.isascii()
+    assert escaped.isprintable()
+
+
+def test_ordinary_text_is_left_alone():
+    text = "Zürich: 3 × 4 = 12 \\boxed{12}\n\t日本 🙂"
+    assert escape_terminal(text) == text

@@ -97,10 +97,14 @@ def evaluate(
     `on_progress`). Raises ValueError if a prompt has no answer.
     """
     if unanswered := [prompt.prompt_id for prompt in prompts if prompt.answer is None]:
-        raise ValueError(f"{len(unanswered)} prompts have no answer to be judged by, the first is prompt {unanswered[0]}.")
+        raise ValueError(
+            f"{len(unanswered)} prompts have no answer to be judged by, the first is prompt {unanswered[0]}."
+        )
     requests = [RelayRequest(prompt, sample_index) for prompt in prompts for sample_index in range(num_samples)]
     completions = decoder.generate(requests, sampling, seed=seed, policy=policy, **options)
-    judged = [judge_completion(done, request.prompt, judge) for done, request in zip(completions, requests, strict=True)]
+    judged = [
+        judge_completion(done, request.prompt, judge) for done, request in zip(completions, requests, strict=True)
+    ]
     return EvalResult(tuple(judged))
 
 

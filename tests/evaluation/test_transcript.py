@@ -26,12 +26,16 @@ def test_runs_name_student_command_and_teacher_when_a_call_was_made():
         list(b"ab<c>XYd"), [STUDENT] * 5 + [TEACHER] * 2 + [STUDENT], [RelaySpan(5, 7, 2, FinishReason.DELIVERED, 2)]
     )
     assert [(author, bytes(ids)) for author, ids in authored_runs(done)] == [
-        ("student", b"ab"), ("command", b"<c>"), ("teacher", b"XY"), ("student", b"d"),
+        ("student", b"ab"),
+        ("command", b"<c>"),
+        ("teacher", b"XY"),
+        ("student", b"d"),
     ]
     text = transcript(done, decode_bytes)
     assert text.plain == "ab<c>XYd"
     assert {text.plain[span.start : span.end]: span.style for span in text.spans} == {
-        "<c>": STYLES["command"], "XY": STYLES["teacher"],
+        "<c>": STYLES["command"],
+        "XY": STYLES["teacher"],
     }
 
 

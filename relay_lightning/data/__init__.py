@@ -1,0 +1,1 @@
+"""What goes into training: problems, prompts, batches, and the Lightning data modules that hand them out."""

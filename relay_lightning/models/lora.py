@@ -1,0 +1,46 @@
+"""Low-rank adapters on a causal language model (LoRA, arXiv 2106.09685), through PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoRASettings:
+    """Which low-rank adapters to train."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get an adapter, or `all-linear`: every linear layer but the LM head."""
+
+
+def add_lora(model: PreTrainedModel, settings: LoRASettings) -> None:
+    """Adds fresh adapters to `model` in place and freezes everything else. They change nothing until trained."""
+    from peft import LoraConfig
+
+    model.add_adapter(
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=settings.target_modules,
+        )
+    )
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model computes as before any adapter was added."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()

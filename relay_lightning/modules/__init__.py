@@ -1,0 +1,1 @@
+"""The Lightning shells: warm-up and GRPO."""

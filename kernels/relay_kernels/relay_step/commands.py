@@ -23,9 +23,9 @@ class CommandTable:
     next_state: torch.Tensor
     """[S, V] uint8: the state after the token; 0 where the token completes a call."""
     is_complete: torch.Tensor
-    """[S, V] bool: the token completes a call. Its rows are the mask of teacher-free decoding: `is_complete[state]`, [B, V]."""
+    """[S, V] bool: the token completes a call. `is_complete[state]`, [B, V], is the mask of teacher-free decoding."""
     digit_action: torch.Tensor
-    """[S, V] int16 or int32: which entry of `digit_scale` and `digit_value` the token applies to n; 0 leaves n alone."""
+    """[S, V] int16 or int32: the entry of `digit_scale` and `digit_value` that the token applies to n; 0 keeps n."""
     digit_scale: torch.Tensor
     """[A] int64: 10^(digits appended to n), at most 10^9; 0 where the token begins a new number."""
     digit_value: torch.Tensor
@@ -49,8 +49,8 @@ def advance_commands(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The automaton after one student token per row: (state, n, is_call), each [B]; pure lookups, no synchronisation.
 
-    `n' = min(n * digit_scale + digit_value, MAX_REQUEST)`. Where `is_call` (bool) is set, the token completed a call for
-    n' >= 1 tokens and the state is 0 again; elsewhere n' is only the number read so far.
+    `n' = min(n * digit_scale + digit_value, MAX_REQUEST)`. Where `is_call` (bool) is set, the token completed a call
+    for n' >= 1 tokens and the state is 0 again; elsewhere n' is only the number read so far.
 
     Args:
         table: on the device of the rows.

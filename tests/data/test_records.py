@@ -42,9 +42,9 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: str, sentence:
 
 
 def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="gone.jsonl does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl does not exist"):
         read_problems(tmp_path / "gone.jsonl")
-    with pytest.raises(ValueError, match="empty.jsonl holds no problems"):
+    with pytest.raises(ValueError, match=r"empty\.jsonl holds no problems"):
         read_problems(write(tmp_path / "empty.jsonl", "\n"))
 
 

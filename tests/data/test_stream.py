@@ -43,7 +43,7 @@ def test_ranks_share_a_rollout_between_them() -> None:
     for index in range(4):
         shares = [ids(part.rollout_prompts(index)) for part in parts]
         assert all(len(share) == 2 for share in shares)
-        assert sorted(sum(shares, [])) == sorted(ids(whole.rollout_prompts(index)))
+        assert sorted(prompt_id for share in shares for prompt_id in share) == sorted(ids(whole.rollout_prompts(index)))
 
 
 def test_later_sampling_rounds_draw_other_prompts() -> None:

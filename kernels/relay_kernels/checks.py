@@ -1,0 +1,31 @@
+"""Argument checks that the ops share: each raises one sentence that names the argument and the value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def check_group_size(group_size: int, num_samples: int) -> None:
+    """Raises ValueError unless `num_samples` splits into groups of at least two."""
+    if group_size < 2:
+        raise ValueError(f"group_size must be at least 2, because an advantage compares samples; got {group_size}.")
+    if num_samples % group_size != 0:
+        raise ValueError(f"group_size must divide the number of samples; got {num_samples} samples for {group_size}.")
+
+
+def check_samples(name: str, tensor: torch.Tensor, num_samples: int, *, allow_bool: bool = False) -> None:
+    """Raises ValueError unless `tensor` is an integer (or, if allowed, bool) vector of `num_samples`."""
+    if tensor.ndim != 1 or tensor.shape[0] != num_samples:
+        raise ValueError(f"{name} must have the shape [{num_samples}]; got {list(tensor.shape)}.")
+    is_bool = tensor.dtype == torch.bool
+    if tensor.is_floating_point() or tensor.is_complex() or (is_bool and not allow_bool):
+        wanted = "bool or an integer type" if allow_bool else "an integer type"
+        raise ValueError(f"{name} must be {wanted}; got {tensor.dtype}.")

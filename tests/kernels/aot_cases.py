@@ -43,4 +43,37 @@ def decode_attention_cases(op: ModuleType) -> dict[str, Case]:
     }
 
 
-CASES: dict[str, Callable[[ModuleType], dict[str, Case]]] = {"decode_attention": decode_attention_cases}
+def linear_log_probs_cases(op: ModuleType) -> dict[str, Case]:
+    def forward(dim=2048, dtype=torch.bfloat16, bias=None):
+        return lambda: op._forward(
+            meta(8192, dim, dtype=dtype), meta(151_936, dim, dtype=dtype), meta(8192, dtype=torch.int64), bias, 1.0
+        )
+
+    def backward(dim=2048, dtype=torch.bfloat16, vocab_size=4096, has_entropy=True):
+        numbers = meta(8192, dtype=torch.float32)
+        chunks = lambda: op._gradient_chunks(  # noqa: E731
+            meta(8192, dim, dtype=dtype),
+            meta(vocab_size, dim, dtype=dtype),
+            meta(8192, dtype=torch.int64),
+            None,
+            [numbers] * 3,
+            [numbers, numbers if has_entropy else None],
+            0.7,
+        )
+        return lambda: list(chunks())
+
+    return {
+        "forward, D 2048, bf16": forward(),
+        "gradient, D 2048, bf16": backward(),
+        "gradient of log-probs only": backward(has_entropy=False),
+        "forward, D 1000, bf16, bias": forward(dim=1000, bias=meta(151_936)),
+        "forward, fp32": forward(dtype=torch.float32),
+        "gradient, fp32": backward(dtype=torch.float32),
+        "forward, fp16": forward(dtype=torch.float16),
+    }
+
+
+CASES: dict[str, Callable[[ModuleType], dict[str, Case]]] = {
+    "decode_attention": decode_attention_cases,
+    "linear_log_probs": linear_log_probs_cases,
+}

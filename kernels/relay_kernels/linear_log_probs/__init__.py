@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relay_kernels.checks import check_choice
+from relay_kernels.backends import choose_backend
 from relay_kernels.linear_log_probs.reference import linear_log_probs_reference
 
-BACKENDS = ("auto", "reference")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def linear_log_probs(
@@ -23,10 +23,15 @@ def linear_log_probs(
 
     hidden [T, D] and weight [V, D] in bf16, fp16, fp32 or fp64 (fp64 gives fp64), targets [T] integers in [0, V),
     bias [V]. Differentiable in hidden, weight and bias through both outputs. Never holds [T, V].
-    Raises ValueError naming the argument for a wrong shape, type or value.
+    The Triton backend multiplies factors of the dtype of hidden and casts a weight of another one to it.
+    Raises ValueError naming the argument for a wrong shape, type or value, RuntimeError for a backend that cannot run.
     """
-    check_choice("backend", backend, BACKENDS)
     _check(hidden, weight, targets, bias, temperature)
+    why_not = None if hidden.dtype in TRITON_DTYPES else f"its dtypes do not include {hidden.dtype}, that of hidden"
+    if choose_backend("linear_log_probs", backend, hidden.device, why_not=why_not) == "triton":
+        from relay_kernels.linear_log_probs.triton_impl import linear_log_probs_triton
+
+        return linear_log_probs_triton(hidden, weight, targets, bias, temperature)
     return linear_log_probs_reference(hidden, weight, targets.long(), bias, temperature)
 
 

@@ -134,7 +134,7 @@ def _distinct_actions(scale: torch.Tensor, value: torch.Tensor) -> tuple[torch.T
     """(digit_action [S, V], digit_scale [A], digit_value [A]): the pairs of scale and value, numbered, (1, 0) first."""
     row, column = (scale != 1).nonzero(as_tuple=True)
     packed = scale[row, column] * (MAX_REQUEST + 1) + value[row, column]
-    distinct, index = packed.unique(return_inverse=True)
+    distinct, index = torch.unique(packed, return_inverse=True)
     dtype = torch.int16 if len(distinct) < torch.iinfo(torch.int16).max else torch.int32
     action = torch.zeros(scale.shape, dtype=dtype)
     action[row, column] = (index + 1).to(dtype)

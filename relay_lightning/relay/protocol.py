@@ -69,8 +69,8 @@ class CallProtocol:
     def compile(self, tokenizer: Any, vocab_size: int | None = None) -> CompiledProtocol:
         """The protocol in the vocabulary of a Transformers tokenizer or a `tokenizers.Tokenizer`.
 
-        `vocab_size`: width of the model's logits, where it differs from the tokenizer's. Ids that the tokenizer does not
-        know are no text; ids that the model does not have are left out. Raises as `token_bytes` does.
+        `vocab_size`: width of the model's logits, where it differs from the tokenizer's. Ids that the tokenizer does
+        not know are no text; ids that the model does not have are left out. Raises as `token_bytes` does.
         """
 
         def encode(text: str) -> list[int]:
@@ -173,13 +173,14 @@ class CompiledProtocol:
         return CommandSpan(start, completing + 1, start_byte, stop_byte, n)
 
     def _spell(self, data: bytes) -> list[int]:
-        """Token ids of a piece of a token: the tokenizer's own if they say exactly `data`, else the longest from the left.
+        """Token ids of a part of a token: the tokenizer's own if they say just that, else the longest from the left.
 
         What no token can say (half a character, without byte tokens) is left out.
         """
         if self._encode is not None and data:
             token_ids = self._encode(data.decode("utf-8", "replace"))
-            if b"".join(self.token_bytes[token] or b"" for token in token_ids) == data:
+            said = [self.token_bytes[token] if token < self.vocab_size else None for token in token_ids]
+            if None not in said and b"".join(filter(None, said)) == data:
                 return token_ids
         spelled: list[int] = []
         while data:

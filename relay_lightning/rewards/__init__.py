@@ -1,0 +1,1 @@
+"""How completions are judged: answer checking, and rewards from what a group of completions did."""

@@ -1,23 +1,13 @@
-"""PromptDataModule: the prompts of rollouts, validation, test and prediction."""
+"""PromptDataModule: the prompts of GRPO's rollouts."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
-
-from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.loader import PositionedLoader, TrainPosition, read_position
-from relay_lightning.data.records import Problem, load_problems
-from relay_lightning.data.stream import PromptLoader, PromptStream, RolloutBatch
-from relay_lightning.types import Prompt
-
-logger = logging.getLogger(__name__)
+from relay_lightning.data.problems import ProblemDataModule, require_positive
+from relay_lightning.data.stream import PromptStream, RolloutBatch
 
 
-class PromptDataModule(LightningDataModule):
+class PromptDataModule(ProblemDataModule):
     """Prompts for GRPO.
 
     Args:
@@ -53,38 +43,22 @@ class PromptDataModule(LightningDataModule):
         eval_batch_size: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        _require_positive(
-            steps_per_rollout=steps_per_rollout, max_prompt_tokens=max_prompt_tokens, eval_batch_size=eval_batch_size
+        super().__init__(
+            train=train,
+            val=val,
+            test=test,
+            num_train_problems=num_train_problems,
+            num_val_problems=num_val_problems,
+            num_test_problems=num_test_problems,
+            question_column=question_column,
+            answer_column=answer_column,
+            max_prompt_tokens=max_prompt_tokens,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
         )
-        self.sources = {
-            "train": (train, num_train_problems),
-            "val": (val, num_val_problems),
-            "test": (test, num_test_problems),
-        }
-        self.question_column = question_column
-        self.answer_column = answer_column
+        require_positive(prompts_per_rollout=prompts_per_rollout, steps_per_rollout=steps_per_rollout)
         self.prompts_per_rollout = prompts_per_rollout
         self.steps_per_rollout = steps_per_rollout
-        self.max_prompt_tokens = max_prompt_tokens
-        self.eval_batch_size = eval_batch_size
-        self.seed = seed
-        self.problems: dict[str, list[Problem]] = {}
-        """Problems by split ("train", "val", "test"), filled by `setup`."""
-
-    def setup(self, stage: str) -> None:
-        """Reads what the stage needs, so that a bad file is reported before any model is loaded."""
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
-        for split in needed:
-            if split not in self.problems:
-                source, num_problems = self.sources[split]
-                self.problems[split] = load_problems(
-                    source,
-                    num_problems=num_problems,
-                    seed=self.seed,
-                    question_column=self.question_column,
-                    answer_column=self.answer_column,
-                )
 
     def train_dataloader(self) -> PositionedLoader[RolloutBatch]:
         trainer = self.trainer
@@ -109,32 +83,6 @@ class PromptDataModule(LightningDataModule):
             },
         )
 
-    def val_dataloader(self) -> PromptLoader:
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> PromptLoader:
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> PromptLoader:
-        return self._eval_loader("test")
-
-    def build_prompts(self, split: str) -> list[Prompt]:
-        """The split's prompts in the student's vocabulary, without those that are too long.
-
-        Raises ValueError if none is left.
-        """
-        tokenizer = self.trainer.lightning_module.tokenizer
-        prompts = [
-            make_prompt(tokenizer, problem.problem_id, problem.question, problem.answer)
-            for problem in self.problems[split]
-        ]
-        return drop_long_prompts(prompts, self.max_prompt_tokens, source=self.sources[split][0])
-
-    def _eval_loader(self, split: str) -> PromptLoader:
-        trainer = self.trainer
-        prompts = self.build_prompts(split)
-        return PromptLoader(prompts, self.eval_batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
-
 
 def rollout_batch(stream: PromptStream, num_micro_batches: int, position: TrainPosition) -> RolloutBatch:
     """The training step at `position`: every rollout is taken `num_micro_batches` times in a row."""
@@ -146,32 +94,3 @@ def rollout_batch(stream: PromptStream, num_micro_batches: int, position: TrainP
         num_micro_batches=num_micro_batches,
         batch_index=position.batch_index,
     )
-
-
-def drop_long_prompts(prompts: Sequence[Prompt], max_prompt_tokens: int, *, source: str) -> list[Prompt]:
-    """The prompts of at most `max_prompt_tokens` tokens; says how many of `source` were left out.
-
-    Raises ValueError if all were.
-    """
-    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= max_prompt_tokens]
-    num_dropped = len(prompts) - len(kept)
-    if not kept:
-        raise ValueError(
-            f"All {num_dropped} prompts of {source} are longer than max_prompt_tokens={max_prompt_tokens}."
-        )
-    if num_dropped:
-        _report(
-            f"{num_dropped} of {len(prompts)} prompts of {source} are longer than {max_prompt_tokens} tokens: left out."
-        )
-    return kept
-
-
-@rank_zero_only
-def _report(message: str) -> None:
-    logger.warning(message)
-
-
-def _require_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, but is {value}.")

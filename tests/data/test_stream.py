@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from relay_lightning.data.loader import TrainPosition
-from relay_lightning.data.prompts import drop_long_prompts, rollout_batch
+from relay_lightning.data.problems import drop_long_prompts
+from relay_lightning.data.prompts import rollout_batch
 from relay_lightning.data.stream import PromptLoader, PromptStream
 from relay_lightning.types import Prompt
 
@@ -78,6 +79,6 @@ def test_ranks_get_equally_many_evaluation_batches_and_no_prompt_twice() -> None
 def test_long_prompts_are_counted_and_left_out_but_never_cut(caplog: pytest.LogCaptureFixture) -> None:
     prompts = [Prompt(0, (1, 2, 3)), Prompt(1, (1, 2, 3, 4))]
     assert drop_long_prompts(prompts, 3, source="data.jsonl") == [prompts[0]]
-    assert "1 of 2 prompts of data.jsonl are longer than 3 tokens" in caplog.text
+    assert "1 of 2 prompts of data.jsonl exceed 3 tokens" in caplog.text
     with pytest.raises(ValueError, match="All 2 prompts"):
         drop_long_prompts(prompts, 2, source="data.jsonl")

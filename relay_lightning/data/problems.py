@@ -1,0 +1,117 @@
+"""ProblemDataModule: what the data modules share. Problems by split, and prompts to be decoded for evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+
+from relay_lightning.data.records import Problem, load_problems
+from relay_lightning.data.stream import PromptLoader
+from relay_lightning.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+
+
+class ProblemDataModule(LightningDataModule):
+    """Problems of three splits; validation and test prompts. The module being trained builds the prompts.
+
+    Arguments are those of `PromptDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str,
+        val: str,
+        test: str,
+        num_train_problems: int | None,
+        num_val_problems: int | None,
+        num_test_problems: int | None,
+        question_column: str,
+        answer_column: str,
+        max_prompt_tokens: int,
+        eval_batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        require_positive(max_prompt_tokens=max_prompt_tokens, eval_batch_size=eval_batch_size)
+        self.sources = {
+            "train": (train, num_train_problems),
+            "val": (val, num_val_problems),
+            "test": (test, num_test_problems),
+        }
+        self.columns = (question_column, answer_column)
+        self.max_prompt_tokens = max_prompt_tokens
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.problems: dict[str, list[Problem]] = {}
+        """Problems by split ("train", "val", "test"), filled by `setup`."""
+
+    def setup(self, stage: str) -> None:
+        """Reads what the stage needs, before any model is loaded."""
+        question_column, answer_column = self.columns
+        for split in STAGE_SPLITS[stage]:
+            if split not in self.problems:
+                source, num_problems = self.sources[split]
+                self.problems[split] = load_problems(
+                    source,
+                    num_problems=num_problems,
+                    seed=self.seed,
+                    question_column=question_column,
+                    answer_column=answer_column,
+                )
+
+    def val_dataloader(self) -> PromptLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> PromptLoader:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> PromptLoader:
+        return self._eval_loader("test")
+
+    def build_prompts(self, split: str) -> list[Prompt]:
+        """The split's prompts in the student's vocabulary, without those that are too long.
+
+        Raises ValueError if none is left.
+        """
+        prompts = self.trainer.lightning_module.build_prompts(self.problems[split])
+        return drop_long_prompts(prompts, self.max_prompt_tokens, source=self.sources[split][0])
+
+    def _eval_loader(self, split: str) -> PromptLoader:
+        trainer = self.trainer
+        prompts = self.build_prompts(split)
+        return PromptLoader(prompts, self.eval_batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
+
+
+def drop_long_prompts(prompts: Sequence[Prompt], max_prompt_tokens: int, *, source: str) -> list[Prompt]:
+    """The prompts of at most `max_prompt_tokens` tokens; says how many of `source` were left out.
+
+    Raises ValueError if all were.
+    """
+    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= max_prompt_tokens]
+    num_dropped = len(prompts) - len(kept)
+    if not kept:
+        raise ValueError(f"All {num_dropped} prompts of {source} exceed max_prompt_tokens={max_prompt_tokens}.")
+    if num_dropped:
+        _report(
+            f"{num_dropped} of {len(prompts)} prompts of {source} exceed {max_prompt_tokens} tokens and are left out."
+        )
+    return kept
+
+
+def require_positive(**values: int) -> None:
+    """Raises ValueError naming the first value that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, but is {value}.")
+
+
+@rank_zero_only
+def _report(message: str) -> None:
+    logger.warning(message)

@@ -1,0 +1,206 @@
+"""RelayModule: what warm-up and GRPO share. A student in training, perhaps a teacher beside it, and the one decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.data.records import Problem
+from relay_lightning.data.stream import PromptBatch
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.lora import LoRASettings, add_lora
+from relay_lightning.modules.metrics import add_ratios, completion_ratios, divide
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.rewards.answers import is_correct
+from relay_lightning.types import Completion, Prompt
+
+
+class RelayModule(LightningModule):
+    """Builds the student as its only submodule; the teacher lives in the decoder, where no checkpoint sees it.
+
+    A checkpoint holds the trained weights alone: with LoRA the adapters, else the whole student.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: str,
+        teacher: str | None,
+        num_slots: int,
+        max_completion_tokens: int,
+        max_calls: int | None,
+        max_call_tokens: int | None,
+        eos_policy: str,
+        lora: LoRASettings | None,
+        gradient_checkpointing: bool,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        self.student_name = student
+        self.teacher_name = teacher
+        self.num_slots = num_slots
+        self.max_completion_tokens = max_completion_tokens
+        self.max_calls = max_calls
+        self.max_call_tokens = max_call_tokens
+        self.eos_policy = eos_policy
+        self.lora = lora
+        self.gradient_checkpointing = gradient_checkpointing
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self.student: Any = None
+        """The student: a Transformers causal language model, from `configure_model` on."""
+        self.tokenizer: Any = None
+        """The student's tokenizer, from `setup` on."""
+        self._decoder: RelayDecoder | None = None
+        self._evaluated: dict[str, tuple[float, float]] = {}
+
+    @property
+    def strict_loading(self) -> bool:
+        """With LoRA a checkpoint lacks the frozen weights, which come from the student's own folder."""
+        return self.lora is None
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Loads the student's tokenizer."""
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(self.student_name)
+
+    def configure_model(self) -> None:
+        """Loads the student, in fp32 master weights, with fresh adapters if there are to be any."""
+        if self.student is not None:
+            return
+        student = load_model(self.student_name, dtype=torch.float32)
+        if self.lora is not None:
+            add_lora(student, self.lora)
+        if self.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})
+        self.student = student.train()
+
+    @property
+    def decoder(self) -> RelayDecoder:
+        """The relay decoder over the live student; the teacher is loaded when it is first asked for."""
+        if self._decoder is None:
+            self._decoder = self._build_decoder()
+        return self._decoder
+
+    def build_prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
+        """Chat-templated prompts in the student's vocabulary."""
+        return [
+            make_prompt(self.tokenizer, problem.problem_id, problem.question, problem.answer) for problem in problems
+        ]
+
+    def decode_greedily(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        """One completion per prompt at temperature 0: with the teacher if there is one, else teacher-free."""
+        return self.decoder.generate(
+            [RelayRequest(prompt) for prompt in prompts],
+            SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=0.0),
+            policy="teacher_free" if self.teacher_name is None else "command",
+            max_calls=self.max_calls,
+            max_call_tokens=self.max_call_tokens,
+            eos_policy=self.eos_policy,
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """Logs the gradient norm, and stops before a gradient that is not finite can reach the weights."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log("grad_norm", norm)
+        # A gradient scaler (16-mixed) expects overflows and skips their steps by itself.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            require_finite(norm, "gradient norm", self.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluated = {}
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._evaluated = {}
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Completion]:  # noqa: ARG002
+        return self.decode_greedily(batch.prompts)
+
+    def configure_optimizers(self) -> Any:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self.make_optimizer(trained)
+        if self.make_lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves weights that are not trained out of the checkpoint."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError, naming a weight, when the checkpoint is not of this student."""
+        saved = checkpoint["state_dict"]
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and (name not in saved or saved[name].shape != parameter.shape):
+                found = f"has shape {list(saved[name].shape)}" if name in saved else "is missing"
+                raise ValueError(
+                    f"The checkpoint does not fit the student {self.student_name}: weight {name} {found}, "
+                    f"but shape {list(parameter.shape)} is needed."
+                )
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The sum of a CPU tensor over all processes."""
+        return self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum").cpu()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Prompts stay on the host."""
+        return batch
+
+    def _build_decoder(self) -> RelayDecoder:
+        protocol = CallProtocol().compile(self.tokenizer, self.student.config.vocab_size)
+        teacher = None
+        if self.teacher_name is not None:
+            model = load_model(self.teacher_name).to(self.device).requires_grad_(False)
+            teacher = LocalEngine(model)
+        return RelayDecoder(LocalEngine(self.student), teacher, protocol, num_slots=self.num_slots)
+
+    def _evaluate(self, batch: PromptBatch) -> None:
+        completions = self.decode_greedily(batch.prompts)
+        judged = zip(completions, batch.prompts, strict=True)
+        num_correct = sum(is_correct(completion.text, prompt.answer or "") for completion, prompt in judged)
+        ratios = {**completion_ratios(completions), "accuracy": (float(num_correct), float(len(completions)))}
+        self._evaluated = add_ratios(self._evaluated, ratios)
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = divide(self._evaluated, self.sum_over_ranks)
+        shown = {f"{stage}/accuracy", f"{stage}/call_ratio"}
+        for name, value in metrics.items():
+            full_name = f"{stage}/{name.rsplit('/')[-1]}"
+            self.log(full_name, value, prog_bar=full_name in shown, batch_size=1)
+
+
+def require_finite(value: Tensor, name: str, step: int) -> None:
+    """Raises RuntimeError if `value`, a scalar, is NaN or infinite, naming the optimiser step counted from 0."""
+    if not torch.isfinite(value):
+        raise RuntimeError(
+            f"The {name} is {value.item()} at optimiser step {step}; training stops before it reaches the weights."
+        )

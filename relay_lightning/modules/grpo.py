@@ -1,0 +1,301 @@
+"""GRPOModule: stage 2, reinforcement learning of when and how long to call the teacher (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from relay_lightning.data.collate import TeacherTokens, make_train_batches
+from relay_lightning.data.stream import RolloutBatch
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.models.lora import LoRASettings
+from relay_lightning.modules.base import RelayModule, require_finite
+from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
+from relay_lightning.modules.reference import ReferencePolicy
+from relay_lightning.modules.rollout_buffer import RolloutBuffer, gather_states
+from relay_lightning.modules.rollouts import DecodeSettings, RewardSettings, RolloutSampler, Sample
+from relay_lightning.objectives.grpo import grpo_loss
+from relay_lightning.types import RolloutGroup, TrainBatch
+
+ROLLOUT_KEY = "rollouts"
+"""Where a checkpoint keeps the rollouts in use, one per process."""
+
+PROGRESS_BAR = {"reward": "reward", "accuracy": "train/accuracy", "call_ratio": "relay/call_ratio"}
+"""Names in the progress bar of the metrics that are shown there."""
+
+
+class GRPOModule(RelayModule):
+    """Trains a student that calls a teacher, with group-relative policy optimisation.
+
+    Loss and advantage options carry TRL's names and formulas (docs/numerics.md).
+
+    Args:
+        student: checkpoint to train: a folder, a hub id, or `tiny:warm-student`.
+        teacher: checkpoint of the frozen teacher; null trains teacher-free (plain GRPO).
+        group_size: completions per prompt.
+        num_slots: rows decoded together.
+        max_completion_tokens: budget of a completion, the teacher's tokens included.
+        temperature: of the student's samples; log-probabilities are taken at it as well.
+        top_k: of the student's samples; 0 keeps all tokens.
+        top_p: of the student's samples.
+        min_p: of the student's samples.
+        teacher_temperature: of the teacher's tokens; 0 is greedy.
+        teacher_top_p: of the teacher's tokens.
+        max_calls: calls of one completion; null sets no limit.
+        max_call_tokens: longest span that one call can get; null sets no limit.
+        eos_policy: what the teacher's end of sequence does: `finish` the completion, or `return` to the student.
+        reward: `difficulty_aware` (paper) or `simple` (1[correct] - call ratio).
+        bonus: reward of a correct completion without a call in a group with one.
+        exploration: pay wrong completions that called, in a group that nobody solved, their call ratio.
+        scale_rewards: what advantages are divided by: the standard deviation of the `group`, of the `batch`, or `none`.
+        advantage_estimator: `grpo` (group mean) or `rloo` (mean of the others).
+        loss_type: how token losses are averaged, and their shape.
+        epsilon: clip range of the probability ratio, below.
+        epsilon_high: the same above; null takes `epsilon`.
+        delta: upper bound of the ratio for negative advantages (dual clip); null sets none.
+        importance_sampling_level: ratio per `token` or per `sequence` (GSPO).
+        beta: weight of the KL term to the initial student; 0 needs no reference model.
+        kl_estimator: `k1`, `k2` or `k3`.
+        rollout_is_mode: correction for a sampler whose probabilities differ from the trainer's.
+        rollout_is_clip_max: its bound.
+        teacher_tokens: `mask` (not trained on), `on_policy` (as if the student had written them), or `luffy`.
+        old_log_probs: the old policy's log-probabilities: the sampler's (`rollout`) or the trainer's (`recompute`).
+        dynamic_sampling: sampling rounds to replace groups whose rewards are all equal; 0 keeps them.
+        overlong_buffer: tokens before the budget over which a soft penalty grows to -1; 0 is off.
+        mask_truncated_completions: do not train on completions that used the whole budget.
+        lora: train adapters of this shape; null trains all weights.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        seed: of the samples.
+        optimizer: from the trained parameters to an optimiser.
+        lr_scheduler: from the optimiser to a schedule that is advanced once per optimiser step.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: str = "tiny:warm-student",
+        teacher: str | None = "tiny:teacher",
+        group_size: int = 8,
+        num_slots: int = 128,
+        max_completion_tokens: int = 192,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        teacher_temperature: float = 0.7,
+        teacher_top_p: float = 1.0,
+        max_calls: int | None = None,
+        max_call_tokens: int | None = None,
+        eos_policy: Literal["finish", "return"] = "finish",
+        reward: Literal["difficulty_aware", "simple"] = "difficulty_aware",
+        bonus: float = 1.5,
+        exploration: bool = True,
+        scale_rewards: Literal["group", "none", "batch"] = "group",
+        advantage_estimator: Literal["grpo", "rloo"] = "grpo",
+        loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo"] = "dapo",
+        epsilon: float = 0.2,
+        epsilon_high: float | None = 0.3,
+        delta: float | None = 3.0,
+        importance_sampling_level: Literal["token", "sequence"] = "token",
+        beta: float = 0.0,
+        kl_estimator: Literal["k1", "k2", "k3"] = "k3",
+        rollout_is_mode: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none",
+        rollout_is_clip_max: float = 3.0,
+        teacher_tokens: TeacherTokens = "mask",
+        old_log_probs: Literal["rollout", "recompute"] = "rollout",
+        dynamic_sampling: int = 0,
+        overlong_buffer: int = 0,
+        mask_truncated_completions: bool = False,
+        lora: LoRASettings | None = None,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.01),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        if group_size < 2:
+            raise ValueError(f"group_size must be at least 2 to compare completions, but is {group_size}.")
+        if temperature == 0.0:
+            raise ValueError("temperature must be above 0: greedy completions of one prompt are all alike.")
+        if rollout_is_mode != "none" and old_log_probs != "recompute":
+            raise ValueError(
+                f"rollout_is_mode '{rollout_is_mode}' compares with old_log_probs: 'recompute'; set that too."
+            )
+        super().__init__(
+            student=student,
+            teacher=teacher,
+            num_slots=num_slots,
+            max_completion_tokens=max_completion_tokens,
+            max_calls=max_calls,
+            max_call_tokens=max_call_tokens,
+            eos_policy=eos_policy,
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
+        self.decoding = DecodeSettings(
+            group_size=group_size,
+            student=SamplingParams(max_completion_tokens, temperature, top_k, top_p, min_p),
+            teacher=SamplingParams(max_completion_tokens, teacher_temperature, top_p=teacher_top_p),
+            policy="teacher_free" if teacher is None else "command",
+            max_calls=max_calls,
+            max_call_tokens=max_call_tokens,
+            eos_policy=eos_policy,
+            seed=seed,
+        )
+        self.rewards = RewardSettings(reward, bonus, exploration, scale_rewards, advantage_estimator, overlong_buffer)
+        self.loss_options: dict[str, Any] = {
+            "loss_type": loss_type,
+            "epsilon": epsilon,
+            "epsilon_high": epsilon_high,
+            "delta": delta,
+            "importance_sampling_level": importance_sampling_level,
+            "beta": beta,
+            "kl_estimator": kl_estimator,
+            "rollout_is_mode": rollout_is_mode,
+            "rollout_is_clip_max": rollout_is_clip_max,
+            "teacher_tokens": teacher_tokens,
+            "max_completion_tokens": max_completion_tokens,
+        }
+        self.teacher_tokens: TeacherTokens = teacher_tokens
+        self.mask_truncated_completions = mask_truncated_completions
+        self.old_log_probs = old_log_probs
+        self.dynamic_sampling = dynamic_sampling
+        self.last_groups: list[RolloutGroup] = []
+        """The rollout decoded last on this process, with the reward and advantage of every completion."""
+        self._buffer = RolloutBuffer.empty()
+        self._sampler: RolloutSampler | None = None
+        self._reference: ReferencePolicy | None = None
+        self._update_started_s = 0.0
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of one micro-batch; the first of a rollout has the rollout decoded.
+
+        Prompt -> relay decode -> RolloutGroup with rewards and advantages -> TrainBatch -> loss.
+        """
+        if batch.micro_batch_index == 0:
+            samples = self.sampler.decode(batch)
+            groups = self.sampler.score(samples)
+            train_batches = self.collate(groups, batch.num_micro_batches)
+            self._buffer = RolloutBuffer(batch.rollout_index, train_batches, self.rollout_metrics(samples, groups))
+            self.last_groups = groups
+        self._update_started_s = time.perf_counter()
+        return self.loss(self._buffer.micro_batch(batch).to(self.device))
+
+    @property
+    def sampler(self) -> RolloutSampler:
+        """Decodes and scores rollouts of the live student."""
+        if self._sampler is None:
+            self._sampler = RolloutSampler(
+                self.decoder,
+                self.decoding,
+                self.rewards,
+                max_sampling_rounds=1 + self.dynamic_sampling,
+                gather=self._gather if self.trainer.world_size > 1 else None,
+                rank=self.global_rank,
+            )
+        return self._sampler
+
+    def collate(self, groups: list[RolloutGroup], num_micro_batches: int) -> list[TrainBatch]:
+        """The rollout's micro-batches, with all processes' normalisers and the log-probabilities the loss needs."""
+        micro_batches_per_step = self.trainer.accumulate_grad_batches
+        batches = make_train_batches(
+            groups,
+            num_steps=num_micro_batches // micro_batches_per_step,
+            micro_batches_per_step=micro_batches_per_step,
+            teacher_tokens=self.teacher_tokens,
+            mask_truncated_completions=self.mask_truncated_completions,
+        )
+        counts = torch.stack([torch.stack([batch.num_step_loss_tokens, batch.num_step_rollouts]) for batch in batches])
+        return [
+            replace(
+                batch,
+                num_step_loss_tokens=num_loss_tokens,
+                num_step_rollouts=num_rollouts,
+                old_log_probs=self._old_log_probs(batch) if self.old_log_probs == "recompute" else None,
+                reference_log_probs=self._reference_log_probs(batch) if self.loss_options["beta"] else None,
+            )
+            for batch, (num_loss_tokens, num_rollouts) in zip(batches, self.sum_over_ranks(counts), strict=True)
+        ]
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """The loss of a micro-batch, scaled so that the micro-batches of an optimiser step average to its loss.
+
+        Raises RuntimeError if it is not finite.
+        """
+        policy = token_log_probs(self.student, batch.token_ids, batch.loss_mask, self.decoding.student.temperature)
+        output = grpo_loss(
+            policy.log_probs,
+            batch,
+            entropy=policy.entropy,
+            num_micro_batches=self.trainer.accumulate_grad_batches * self.trainer.world_size,
+            **self.loss_options,
+        )
+        require_finite(output.loss.detach(), "loss", self.global_step)
+        self.log_dict(output.metrics, sync_dist=self.trainer.world_size > 1)
+        self.log("loss", output.loss.detach(), sync_dist=self.trainer.world_size > 1)
+        self.log_dict(self._buffer.metrics)
+        self.log_dict(
+            {name: self._buffer.metrics[full_name] for name, full_name in PROGRESS_BAR.items()},
+            prog_bar=True,
+            logger=False,
+        )
+        return output.loss
+
+    def rollout_metrics(self, samples: list[Sample], groups: list[RolloutGroup]) -> dict[str, float]:
+        """What is logged of a rollout, over all processes."""
+        cost = self.sampler.cost
+        completions = [completion for sample in samples for completion in sample.completions]
+        ratios = {
+            **group_ratios(groups),
+            **completion_ratios(completions),
+            **answer_ratios([status for sample in samples for status in sample.statuses]),
+            "relay/teacher_prefill_tokens": (float(cost.stats.num_teacher_prefill_tokens), float(len(completions))),
+            "sampling_rounds": (float(cost.num_rounds), 1.0),
+            "time/rollout_s": (cost.stats.wall_s, 1.0),
+            "time/reward_s": (cost.reward_s, 1.0),
+        }
+        return divide(ratios, self.sum_over_ranks)
+
+    def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:  # noqa: ARG002
+        self.log("time/update_s", time.perf_counter() - self._update_started_s)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the rollout in use, so that a run interrupted between two steps on it goes on exactly."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[ROLLOUT_KEY] = gather_states(self._buffer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        states = checkpoint.get(ROLLOUT_KEY, [])
+        if self._trainer is not None and len(states) == self.trainer.world_size:
+            self._buffer = RolloutBuffer.from_state_dict(states[self.global_rank])
+
+    @torch.no_grad()
+    def _old_log_probs(self, batch: TrainBatch) -> Tensor:
+        """[B, T] on the CPU: the policy's log-probabilities before the first update on this rollout."""
+        batch = batch.to(self.device)
+        temperature = self.decoding.student.temperature
+        return token_log_probs(self.student, batch.token_ids, batch.loss_mask, temperature).log_probs.cpu()
+
+    def _reference_log_probs(self, batch: TrainBatch) -> Tensor:
+        """[B, T] on the CPU: log-probabilities of the student that training began with."""
+        if self._reference is None:
+            self._reference = ReferencePolicy(
+                self.student,
+                self.student_name,
+                has_adapters=self.lora is not None,
+                temperature=self.decoding.student.temperature,
+            )
+        batch = batch.to(self.device)
+        return self._reference.log_probs(batch.token_ids, batch.loss_mask).cpu()
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor of every process, stacked by rank."""
+        return self.trainer.strategy.all_gather(tensor.to(self.device)).cpu()

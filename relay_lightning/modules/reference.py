@@ -1,0 +1,35 @@
+"""The reference policy of the KL term: the student as training began."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relay_lightning.models.loading import load_model
+from relay_lightning.models.lora import adapters_off
+from relay_lightning.modules.log_probs import token_log_probs
+
+
+class ReferencePolicy:
+    """Log-probabilities under the initial student, which no optimiser touches and no checkpoint holds.
+
+    With adapters it is the student without them. Else it is a second copy, read from the student's own checkpoint, so
+    that a resumed run compares with the same policy as the run it continues.
+    """
+
+    def __init__(self, student: Any, student_name: str, *, has_adapters: bool, temperature: float) -> None:
+        self._temperature = temperature
+        self._has_adapters = has_adapters
+        if has_adapters:
+            self._model = student
+        else:
+            self._model = load_model(student_name, dtype=student.dtype).to(student.device).eval()
+
+    @torch.no_grad()
+    def log_probs(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """[B, T] fp32 log-probabilities of the tokens that the [B, T] mask selects, 0 elsewhere."""
+        with adapters_off(self._model) if self._has_adapters else nullcontext():
+            return token_log_probs(self._model, token_ids, mask, self._temperature).log_probs

@@ -1,0 +1,249 @@
+"""From prompts to judged rollout groups: the first hops of a GRPO step.
+
+Shapes: N completions, the G of one prompt in a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from relay_kernels import relay_advantages
+from torch import Tensor
+
+from relay_lightning.data.stream import RolloutBatch
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.objectives.advantages import group_advantages
+from relay_lightning.relay.accounting import DecodeStats
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.rewards.answers import AnswerStatus, judge_answer
+from relay_lightning.rewards.relay_rewards import group_cases, overlong_penalty
+from relay_lightning.types import Completion, Prompt, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """How training completions are decoded."""
+
+    group_size: int
+    """G: completions of one prompt."""
+    student: SamplingParams
+    teacher: SamplingParams
+    policy: str
+    max_calls: int | None
+    max_call_tokens: int | None
+    eos_policy: Literal["finish", "return"]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSettings:
+    """How judged completions become rewards and advantages."""
+
+    reward: Literal["difficulty_aware", "simple"]
+    bonus: float
+    exploration: bool
+    scale_rewards: Literal["group", "none", "batch"]
+    advantage_estimator: Literal["grpo", "rloo"]
+    overlong_buffer: int
+    """Length of the zone before the token limit in which the soft length penalty grows to -1; 0 is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The G completions of one prompt, each with the judgement of its answer."""
+
+    prompt: Prompt
+    completions: list[Completion]
+    statuses: list[AnswerStatus]
+
+    @property
+    def is_correct(self) -> list[bool]:
+        return [status is AnswerStatus.CORRECT for status in self.statuses]
+
+
+@dataclass(slots=True)
+class RolloutCost:
+    """What producing a rollout took on this process."""
+
+    stats: DecodeStats = field(default_factory=DecodeStats)
+    """Of all sampling rounds together."""
+    reward_s: float = 0.0
+    num_rounds: int = 0
+    """More than one only with dynamic sampling."""
+
+
+class RolloutSampler:
+    """Decodes, judges and scores the completions of a rollout.
+
+    `gather` turns an [R, N] tensor of this process into the [W, R, N] tensors of all W processes; it is used for
+    rewards that are scaled over the whole batch.
+    """
+
+    def __init__(
+        self,
+        decoder: RelayDecoder,
+        decoding: DecodeSettings,
+        rewards: RewardSettings,
+        *,
+        max_sampling_rounds: int = 1,
+        gather: Callable[[Tensor], Tensor] | None = None,
+        rank: int = 0,
+    ) -> None:
+        self._decoder = decoder
+        self._decoding = decoding
+        self._rewards = rewards
+        self._max_sampling_rounds = max_sampling_rounds
+        self._gather = gather
+        self._rank = rank
+        self.cost = RolloutCost()
+        """Of the rollout decoded last."""
+
+    def decode(self, batch: RolloutBatch) -> list[Sample]:
+        """Judged completions of every prompt of the rollout.
+
+        With dynamic sampling (DAPO), prompts whose completions all earn the same reward teach nothing: they are
+        replaced by prompts of further rounds. Where the rounds do not suffice, some of them fill the batch up, so that
+        its size never changes.
+        """
+        self.cost = RolloutCost()
+        samples = self._sample_round(batch, 0)
+        num_prompts = len(samples)
+        useful, flat = self._split(samples) if self._max_sampling_rounds > 1 else (samples, [])
+        for sampling_round in range(1, self._max_sampling_rounds):
+            if len(useful) >= num_prompts:
+                break
+            more, more_flat = self._split(self._sample_round(batch, sampling_round))
+            useful, flat = useful + more, flat + more_flat
+        return (useful + flat)[:num_prompts]
+
+    def score(self, samples: Sequence[Sample]) -> list[RolloutGroup]:
+        """Rewards and advantages of the rollout, decided within each prompt's group."""
+        started_s = time.perf_counter()
+        groups = score_samples(samples, self._rewards, self._decoding, gather=self._gather, rank=self._rank)
+        self.cost.reward_s += time.perf_counter() - started_s
+        return groups
+
+    def _sample_round(self, batch: RolloutBatch, sampling_round: int) -> list[Sample]:
+        prompts = batch.draw_prompts(sampling_round)
+        completions = self._decode_prompts(prompts, batch.rollout_index, sampling_round)
+        started_s = time.perf_counter()
+        samples = judge(prompts, completions, self._decoding.group_size)
+        self.cost.reward_s += time.perf_counter() - started_s
+        self.cost.stats += self._decoder.stats
+        self.cost.num_rounds += 1
+        return samples
+
+    def _decode_prompts(self, prompts: Sequence[Prompt], rollout_index: int, sampling_round: int) -> list[Completion]:
+        settings = self._decoding
+        return self._decoder.generate(
+            [RelayRequest(prompt, index) for prompt in prompts for index in range(settings.group_size)],
+            settings.student,
+            teacher_sampling=settings.teacher,
+            seed=rollout_seed(settings.seed, rollout_index, sampling_round),
+            policy=settings.policy,
+            max_calls=settings.max_calls,
+            max_call_tokens=settings.max_call_tokens,
+            eos_policy=settings.eos_policy,
+        )
+
+    def _split(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+        """Samples whose rewards differ, and those whose do not."""
+        groups = score_samples(samples, self._rewards, self._decoding)
+        is_flat = [group.has_zero_variance for group in groups]
+        useful = [sample for sample, flat in zip(samples, is_flat, strict=True) if not flat]
+        return useful, [sample for sample, flat in zip(samples, is_flat, strict=True) if flat]
+
+
+def rollout_seed(seed: int, rollout_index: int, sampling_round: int = 0) -> int:
+    """The sampling seed of a rollout: every rollout draws afresh, and the same one always the same. 63 bits."""
+    digest = hashlib.sha256(f"{seed}/{rollout_index}/{sampling_round}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def judge(prompts: Sequence[Prompt], completions: Sequence[Completion], group_size: int) -> list[Sample]:
+    """Completions grouped by prompt, each compared with its prompt's reference answer.
+
+    Raises ValueError for a prompt without one.
+    """
+    samples = []
+    for index, prompt in enumerate(prompts):
+        if prompt.answer is None:
+            raise ValueError(f"Prompt {prompt.prompt_id} has no reference answer to be rewarded by.")
+        group = list(completions[index * group_size : (index + 1) * group_size])
+        statuses = [judge_answer(completion.text, prompt.answer) for completion in group]
+        samples.append(Sample(prompt, group, statuses))
+    return samples
+
+
+def score_samples(
+    samples: Sequence[Sample],
+    rewards: RewardSettings,
+    decoding: DecodeSettings,
+    *,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    rank: int = 0,
+) -> list[RolloutGroup]:
+    """Rollout groups with rewards and advantages; what `RolloutSampler.score` times."""
+    facts = _facts(samples, rewards.overlong_buffer, decoding.student.max_completion_tokens)  # [5, N]
+    own = slice(0, facts.shape[1])
+    if gather is not None and rewards.scale_rewards == "batch":
+        own = slice(rank * facts.shape[1], (rank + 1) * facts.shape[1])
+        facts = gather(facts).transpose(0, 1).flatten(1)
+    correct, num_teacher, num_tokens, num_calls, penalties = facts
+    all_rewards, advantages = relay_advantages(
+        correct.bool(),
+        num_teacher.long(),
+        num_tokens.long(),
+        num_calls.long(),
+        decoding.group_size,
+        reward=rewards.reward,
+        scale_rewards=rewards.scale_rewards,
+        advantage_estimator=rewards.advantage_estimator,
+        bonus=rewards.bonus,
+        exploration=rewards.exploration,
+    )
+    if rewards.overlong_buffer:
+        all_rewards = all_rewards + penalties
+        advantages = group_advantages(
+            all_rewards, decoding.group_size, rewards.scale_rewards, rewards.advantage_estimator
+        )
+    return _build_groups(samples, all_rewards[own].tolist(), advantages[own].tolist())
+
+
+def _facts(samples: Sequence[Sample], overlong_buffer: int, max_completion_tokens: int) -> Tensor:
+    """[5, N] fp32: correct, teacher tokens, completion tokens, calls, length penalty."""
+    completions = [completion for sample in samples for completion in sample.completions]
+    num_tokens = torch.tensor([float(completion.num_tokens) for completion in completions])
+    penalties = torch.zeros_like(num_tokens)
+    if overlong_buffer:
+        penalties = overlong_penalty(num_tokens, max_completion_tokens, overlong_buffer)
+    return torch.stack(
+        [
+            torch.tensor([float(correct) for sample in samples for correct in sample.is_correct]),
+            torch.tensor([float(completion.num_teacher_tokens) for completion in completions]),
+            num_tokens,
+            torch.tensor([float(completion.num_calls) for completion in completions]),
+            penalties,
+        ]
+    )
+
+
+def _build_groups(
+    samples: Sequence[Sample], rewards: Sequence[float], advantages: Sequence[float]
+) -> list[RolloutGroup]:
+    scores = iter(zip(rewards, advantages, strict=True))
+    groups = []
+    for sample in samples:
+        rollouts = [
+            Rollout(completion, correct, *next(scores))
+            for completion, correct in zip(sample.completions, sample.is_correct, strict=True)
+        ]
+        has_call = [completion.num_calls > 0 for completion in sample.completions]
+        (case,) = group_cases(sample.is_correct, has_call, len(rollouts))
+        groups.append(RolloutGroup(sample.prompt, rollouts, case))
+    return groups

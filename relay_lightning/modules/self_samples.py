@@ -1,0 +1,99 @@
+"""Completions that a student writes on its own, kept on disk under a fingerprint of everything that made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relay_lightning.data.sft import SelfSample
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.types import Completion, Prompt
+
+
+def draw_self_samples(
+    decoder: RelayDecoder,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    *,
+    samples_per_prompt: int = 1,
+    seed: int = 0,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[SelfSample]:
+    """`samples_per_prompt` completions of every prompt, written by the student alone; commands are forbidden."""
+    requests = [RelayRequest(prompt, index) for prompt in prompts for index in range(samples_per_prompt)]
+    completions = decoder.generate(requests, sampling, seed=seed, policy="teacher_free", on_progress=on_progress)
+    return [
+        _self_sample(request.prompt, completion, decoder.student.eos_token_ids)
+        for request, completion in zip(requests, completions, strict=True)
+    ]
+
+
+def fingerprint(
+    weights: dict[str, torch.Tensor],
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    *,
+    samples_per_prompt: int,
+    seed: int,
+) -> str:
+    """Identity of what `draw_self_samples` gives: the weights' bytes, the prompts, and how they are sampled."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    made_by = [
+        [(prompt.prompt_id, prompt.token_ids) for prompt in prompts],
+        asdict(sampling),
+        samples_per_prompt,
+        seed,
+    ]
+    digest.update(json.dumps(made_by).encode())
+    return digest.hexdigest()[:20]
+
+
+def write_self_samples(path: Path, samples: Sequence[SelfSample]) -> None:
+    """Writes one JSON row per sample; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_self_samples(path: Path) -> list[SelfSample]:
+    """The inverse of `write_self_samples`. Raises ValueError naming file and line of a row that is none."""
+    samples = []
+    with path.open(encoding="utf-8") as lines:
+        for line_number, line in enumerate(lines, start=1):
+            try:
+                samples.append(_from_row(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{line_number} is no self-sampled completion ({error}); delete the file."
+                ) from None
+    return samples
+
+
+def _from_row(row: dict[str, Any]) -> SelfSample:
+    return SelfSample(
+        prompt_token_ids=tuple(row["prompt_token_ids"]),
+        completion_token_ids=tuple(row["completion_token_ids"]),
+        eos_token_id=row["eos_token_id"],
+    )
+
+
+def _self_sample(prompt: Prompt, completion: Completion, eos_token_ids: Sequence[int]) -> SelfSample:
+    token_ids = tuple(completion.token_ids)
+    if token_ids and token_ids[-1] in eos_token_ids:
+        return SelfSample(prompt.token_ids, token_ids[:-1], token_ids[-1])
+    return SelfSample(prompt.token_ids, token_ids, None)

@@ -1,0 +1,141 @@
+"""WarmupModule: stage 1, supervised training of the command's syntax on the student's own text (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from rich.progress import Progress
+from torch import Tensor
+
+from relay_lightning.data.sft import SelfSample, SFTBatch
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.models.loading import load_model
+from relay_lightning.models.lora import LoRASettings
+from relay_lightning.modules.base import RelayModule, require_finite
+from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.self_samples import (
+    draw_self_samples,
+    fingerprint,
+    read_self_samples,
+    write_self_samples,
+)
+from relay_lightning.objectives.sft import sft_loss
+from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.types import Prompt
+
+
+class WarmupModule(RelayModule):
+    """Teaches a student to write commands, without changing how it writes anything else.
+
+    Validation decodes with the teacher, and reports the share of malformed commands beside accuracy and calls.
+
+    Args:
+        student: checkpoint to train: a folder, a hub id, or `tiny:student`.
+        teacher: checkpoint that answers calls in validation; null validates teacher-free.
+        num_slots: rows decoded together.
+        max_completion_tokens: budget of a completion, the teacher's tokens included.
+        temperature: of the self-sampled completions.
+        top_k: of the self-sampled completions; 0 keeps all tokens.
+        top_p: of the self-sampled completions.
+        min_p: of the self-sampled completions.
+        samples_per_prompt: self-sampled completions of each training problem.
+        max_calls: calls of one completion in validation; null sets no limit.
+        max_call_tokens: longest span that one call can get in validation; null sets no limit.
+        eos_policy: what the teacher's end of sequence does in validation.
+        cache_dir: folder that keeps the self-sampled completions.
+        lora: train adapters of this shape; null trains all weights.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        seed: of the samples.
+        optimizer: from the trained parameters to an optimiser.
+        lr_scheduler: from the optimiser to a schedule that is advanced once per optimiser step.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: str = "tiny:student",
+        teacher: str | None = "tiny:teacher",
+        num_slots: int = 128,
+        max_completion_tokens: int = 192,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        samples_per_prompt: int = 1,
+        max_calls: int | None = None,
+        max_call_tokens: int | None = None,
+        eos_policy: Literal["finish", "return"] = "finish",
+        cache_dir: str = ".cache/self_samples",
+        lora: LoRASettings | None = None,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(
+            student=student,
+            teacher=teacher,
+            num_slots=num_slots,
+            max_completion_tokens=max_completion_tokens,
+            max_calls=max_calls,
+            max_call_tokens=max_call_tokens,
+            eos_policy=eos_policy,
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
+        self.sampling = SamplingParams(max_completion_tokens, temperature, top_k, top_p, min_p)
+        self.samples_per_prompt = samples_per_prompt
+        self.cache_dir = Path(cache_dir)
+        self.seed = seed
+
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Cross-entropy of the completion's tokens, commands included; the prompt is masked."""
+        token_ids, loss_mask = batch.token_ids.to(self.device), batch.loss_mask.to(self.device)
+        log_probs = token_log_probs(self.student, token_ids, loss_mask).log_probs
+        num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        loss = sft_loss(log_probs, loss_mask, batch.num_step_loss_tokens, num_micro_batches)
+        require_finite(loss.detach(), "loss", self.global_step)
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        return loss
+
+    def encode_command(self, num_requested_tokens: int) -> list[int]:
+        """The tokens of a command that asks for so many."""
+        text = CallProtocol().format(num_requested_tokens)
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def self_sample(self, prompts: Sequence[Prompt]) -> list[SelfSample]:
+        """Completions of the prompts by the untrained student, from disk if they were drawn before.
+
+        The untrained student is read afresh, so that a resumed run gets the samples of the run that it continues.
+        """
+        student = load_model(self.student_name, dtype=torch.float32).to(self.device)
+        identity = fingerprint(
+            student.state_dict(), prompts, self.sampling, samples_per_prompt=self.samples_per_prompt, seed=self.seed
+        )
+        path = self.cache_dir / f"{identity}.jsonl"
+        if self.trainer.is_global_zero and not path.exists():
+            write_self_samples(path, self._draw(student, prompts))
+        self.trainer.strategy.barrier("self_sample")
+        return read_self_samples(path)
+
+    def _draw(self, student: torch.nn.Module, prompts: Sequence[Prompt]) -> list[SelfSample]:
+        """New samples, with a progress bar."""
+        decoder = RelayDecoder(LocalEngine(student), None, self.decoder.protocol, num_slots=self.num_slots)
+        with Progress(transient=True) as progress:
+            task = progress.add_task("self-sampling", total=len(prompts) * self.samples_per_prompt)
+            return draw_self_samples(
+                decoder,
+                prompts,
+                self.sampling,
+                samples_per_prompt=self.samples_per_prompt,
+                seed=self.seed,
+                on_progress=lambda num_finished: progress.update(task, completed=num_finished),
+            )

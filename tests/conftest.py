@@ -1,0 +1,63 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class SmallPair:
+    """Two Hugging Face folders of minute Qwen3 models, and problems for them.
+
+    Sampled at temperature 1, the student writes a few digits, calls now and then, and puts some digit in a box; the
+    teacher does the same without calling. So all cases of the reward occur, and nothing takes longer than it must.
+    """
+
+    student: str
+    teacher: str
+    problems: str
+    """A JSONL file: questions of little sense, answers of one digit."""
+
+
+@pytest.fixture(scope="session")
+def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
+    from relay_lightning.tiny.build import Recipe, new_model, save_model
+    from relay_lightning.tiny.task import STUDENT_MIX
+    from relay_lightning.tiny.tokenizer import chat_text, train_tokenizer
+    from relay_lightning.tiny.training import Sample, Schedule, train
+
+    folder = tmp_path_factory.mktemp("small-pair")
+    tokenizer = train_tokenizer()
+    end_of_turn = tokenizer.token_to_id("<|im_end|>")
+    questions = [f"How many {word}?" for word in ("kebu", "lomi", "tari", "nasu", "vedi", "gapo", "buna", "suri")]
+
+    def draw(rng: random.Random, write: Callable[[random.Random], str]) -> Sample:
+        prompt = tokenizer.encode(chat_text(rng.choice(questions))).ids
+        return Sample(prompt, [*tokenizer.encode(write(rng)).ids, end_of_turn])
+
+    for name, write in (("student", _calling_text), ("teacher", _plain_text)):
+        schedule = Schedule(num_steps=120, batch_size=8, peak_lr=2e-2, num_warmup_steps=10)
+        model = new_model(Recipe(1, 32, 64, STUDENT_MIX, schedule), tokenizer, seed=0)
+        rng = random.Random(name)
+        train(model, lambda count, rng=rng, write=write: [draw(rng, write) for _ in range(count)], schedule, 0, name)
+        save_model(model, tokenizer, folder / name)
+    rows = [{"question": question, "answer": str(number % 3 + 1)} for number, question in enumerate(questions)]
+    problems = folder / "problems.jsonl"
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return SmallPair(str(folder / "student"), str(folder / "teacher"), str(problems))
+
+
+def _plain_text(rng: random.Random) -> str:
+    digits = "".join(rng.choice("123") for _ in range(rng.randint(2, 6)))
+    return f"{digits}. The answer is \\boxed{{{rng.choice('123')}}}."
+
+
+def _calling_text(rng: random.Random) -> str:
+    text = _plain_text(rng)
+    return f"<call>{rng.randint(1, 4)}</call>{text}" if rng.random() < 0.5 else text

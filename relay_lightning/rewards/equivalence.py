@@ -17,6 +17,11 @@ import threading
 from enum import StrEnum
 from pathlib import Path
 
+WORKER_SCRIPT = Path(__file__).with_name("equivalence_worker.py")
+
+MAX_PROCESSOR_S = 3.0
+"""Processor time of one comparison; usual ones take a millisecond."""
+
 MAX_ANSWER_CHARACTERS = 1000
 """Longer answers are no answers; the grammar's time grows faster than their length."""
 
@@ -44,7 +49,8 @@ def check_equivalence(reference: str, given: str) -> Equivalence:
 class _Worker:
     """The process, started when it is first needed and again after it was ended. Safe to call from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: Path = WORKER_SCRIPT, max_processor_s: float = MAX_PROCESSOR_S) -> None:
+        self._command = [sys.executable, "-P", str(script), str(max_processor_s)]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
@@ -69,9 +75,8 @@ class _Worker:
     def _running(self) -> subprocess.Popen[str]:
         """The process; a fork of this one must not share its pipes, so the owner is remembered."""
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
-            command = [sys.executable, "-P", str(Path(__file__).with_name("equivalence_worker.py"))]
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
+            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
             self._owner = os.getpid()
             assert self._process.stdout is not None
             if self._process.stdout.readline().strip() != "ready":

@@ -11,9 +11,6 @@ import os
 import signal
 import sys
 
-MAX_PROCESSOR_S = 3.0
-"""Processor time of one comparison, after which the system ends this process: no exception could stop a C function."""
-
 
 def compare(reference: str, given: str) -> str:
     """ "equal", "different", or "undecided" when a side cannot be parsed or math-verify fails on the pair."""
@@ -29,8 +26,11 @@ def compare(reference: str, given: str) -> str:
         return "undecided"
 
 
-def main() -> None:
-    """Serves until the input ends."""
+def main(max_processor_s: float) -> None:
+    """Serves until the input ends, or until one comparison has used up its processor time.
+
+    The system's timer then ends the process: an exception could not stop a C function.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is the end of the input
     logging.disable(logging.CRITICAL)  # math-verify warns about the missing timeout at each call
     import math_verify  # noqa: F401  # before "ready", so that a missing package shows at the start
@@ -41,11 +41,11 @@ def main() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         reference, given = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, MAX_PROCESSOR_S)
+        signal.setitimer(signal.ITIMER_PROF, max_processor_s)
         word = compare(reference, given)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         print(word, file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]))

@@ -73,7 +73,24 @@ def linear_log_probs_cases(op: ModuleType) -> dict[str, Case]:
     }
 
 
+def relay_advantages_cases(op: ModuleType) -> dict[str, Case]:
+    def call(num_samples=1024, group_size=8, reward="difficulty_aware", scale="group", estimator="grpo"):
+        counts = meta(num_samples, dtype=torch.int64)
+        is_correct = meta(num_samples, dtype=torch.bool)
+        return lambda: op.relay_advantages_triton(
+            is_correct, counts, counts, counts, group_size, reward, scale, estimator, 1.5, True
+        )
+
+    return {
+        "difficulty-aware, group": call(),
+        "difficulty-aware, batch": call(scale="batch"),
+        "simple, none, G 5": call(group_size=5, reward="simple", scale="none", num_samples=1000),
+        "rloo, G 64": call(group_size=64, estimator="rloo"),
+    }
+
+
 CASES: dict[str, Callable[[ModuleType], dict[str, Case]]] = {
     "decode_attention": decode_attention_cases,
     "linear_log_probs": linear_log_probs_cases,
+    "relay_advantages": relay_advantages_cases,
 }

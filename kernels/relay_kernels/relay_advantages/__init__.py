@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from relay_kernels.backends import choose_backend
 from relay_kernels.checks import check_choice, check_group_size, check_samples
 from relay_kernels.relay_advantages.reference import relay_advantages_reference
 
-BACKENDS = ("auto", "reference")
 REWARDS = ("difficulty_aware", "simple")
 SCALE_REWARDS = ("group", "none", "batch")
 ADVANTAGE_ESTIMATORS = ("grpo", "rloo")
@@ -34,7 +34,6 @@ def relay_advantages(
     Raises ValueError naming the argument for an unknown choice, a wrong shape or type, or N not divisible by
     `group_size`.
     """
-    check_choice("backend", backend, BACKENDS)
     check_choice("reward", reward, REWARDS)
     check_choice("scale_rewards", scale_rewards, SCALE_REWARDS)
     check_choice("advantage_estimator", advantage_estimator, ADVANTAGE_ESTIMATORS)
@@ -46,7 +45,11 @@ def relay_advantages(
     check_samples("num_teacher_tokens", num_teacher_tokens, num_samples)
     check_samples("num_completion_tokens", num_completion_tokens, num_samples)
     check_samples("num_calls", num_calls, num_samples)
-    return relay_advantages_reference(
+    if choose_backend("relay_advantages", backend, is_correct.device) == "triton":
+        from relay_kernels.relay_advantages.triton_impl import relay_advantages_triton as implementation
+    else:
+        implementation = relay_advantages_reference
+    return implementation(
         is_correct,
         num_teacher_tokens,
         num_completion_tokens,

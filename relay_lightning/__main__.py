@@ -1,0 +1,77 @@
+"""`python -m relay_lightning <subcommand>`: finds the subcommand, and gives every expected failure one sentence.
+
+Nothing heavy is imported before the subcommand is known, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import import_module
+
+TRAINER_SUBCOMMANDS = {
+    "fit": "train a stage: warm-up or GRPO; ends with a table of what was reached",
+    "validate": "figures of the validation problems",
+    "test": "figures of the held-out problems",
+    "predict": "completions of the held-out problems",
+}
+OTHER_SUBCOMMANDS = {
+    "filter": "keep the problems that the teacher alone solves often enough",
+    "synthesize": "sample warm-up completions from the student itself",
+    "export": "turn a checkpoint into a folder that Transformers opens",
+    "generate": "answer one question, with the teacher's tokens in colour",
+}
+USAGE_ERROR = 2
+"""Exit code of a refused command, as argparse has it."""
+
+
+def main() -> None:
+    """Runs the command line of this process and exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line; returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else USAGE_ERROR
+    subcommand, *rest = arguments
+    if subcommand not in TRAINER_SUBCOMMANDS | OTHER_SUBCOMMANDS:
+        return _refuse(
+            f"there is no subcommand '{subcommand}'; it is one of {', '.join(TRAINER_SUBCOMMANDS | OTHER_SUBCOMMANDS)}"
+        )
+    try:
+        if subcommand in TRAINER_SUBCOMMANDS:
+            import_module("relay_lightning.cli").RelayCLI(subcommand, rest)
+        else:
+            import_module(f"relay_lightning.commands.{subcommand}").main(rest)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """One sentence for an error that is addressed to the user; a bug goes on as it is, with its traceback."""
+    from relay_lightning.commands.sentences import user_sentence
+
+    sentence = user_sentence(error)
+    if sentence is None:
+        raise error
+    return _refuse(sentence, getattr(error, "exit_code", USAGE_ERROR))
+
+
+def _refuse(sentence: str, exit_code: int = USAGE_ERROR) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return exit_code
+
+
+def _help() -> str:
+    lines = ["usage: python -m relay_lightning <subcommand> [options]", "", "subcommands:"]
+    lines += [f"  {name:<12}{text}" for name, text in (TRAINER_SUBCOMMANDS | OTHER_SUBCOMMANDS).items()]
+    return "\n".join([*lines, "", "Options of a subcommand: python -m relay_lightning <subcommand> --help"])
+
+
+if __name__ == "__main__":
+    main()

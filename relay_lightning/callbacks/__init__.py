@@ -1,0 +1,1 @@
+"""What happens around training: the run folder, checkpoints, interruption, rollouts on file, progress, the report."""

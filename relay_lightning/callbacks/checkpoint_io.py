@@ -1,0 +1,74 @@
+"""AtomicCheckpointIO: a checkpoint is on the disk as a whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file, forces it to the disk, and renames; reads plain types only.
+
+    A kill at any moment, a full disk or a power cut leaves the checkpoint that was there before.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Raises RuntimeError naming the file if it cannot be written; nothing is left of it then."""
+        del storage_options  # where a file lies is all there is to say about it
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+            raise RuntimeError(
+                f"The checkpoint {path} could not be written ({error}); the one before it is intact."
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """The checkpoint at `path`; see `read_checkpoint`."""
+        del weights_only  # nothing but plain types is ever loaded, whatever the caller asks for
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint of plain types.
+
+    Raises FileNotFoundError if there is none, ValueError if the file is damaged or not a checkpoint of a run.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"The checkpoint {path} does not exist.")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged file surfaces as any of a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"The checkpoint {path} cannot be read, it is damaged or of another program: {reason}"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "global_step" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of a run: it lacks 'state_dict' or 'global_step'.")
+    return checkpoint
+
+
+def _sync_folder(folder: Path) -> None:
+    """Forces the renaming itself to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

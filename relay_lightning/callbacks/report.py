@@ -1,0 +1,186 @@
+"""Report: what a run changed, measured on held-out problems before its first step and after its last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain, zip_longest
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from tqdm import tqdm
+from typing_extensions import override
+
+from relay_lightning.callbacks.run_folder import RunFolder, write_atomically
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.evaluation.baseline import dump_results, load_results
+from relay_lightning.evaluation.evaluate import EvalResult
+from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
+from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
+from relay_lightning.models.loading import load_model
+from relay_lightning.relay.decoder import RelayDecoder
+
+
+class Report(Callback):
+    """Measures before and after training, prints the table and writes `summary.json`.
+
+    Args:
+        enabled: whether to measure at all.
+        num_problems: held-out problems, of the data's test split; null takes all of it.
+        base_student: checkpoint that counts as the student alone; null takes the one that training starts from.
+        routers: whether to measure the random routers.
+        num_router_seeds: times each router is measured, with another seed each.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        num_problems: int | None = None,
+        base_student: str | None = None,
+        routers: bool = True,
+        num_router_seeds: int = 3,
+    ) -> None:
+        if num_router_seeds < 1 or (num_problems is not None and num_problems < 1):
+            raise ValueError(
+                "report.num_problems and report.num_router_seeds must be at least 1, "
+                f"but are {num_problems} and {num_router_seeds}."
+            )
+        self.enabled = enabled
+        self.num_problems = num_problems
+        self.base_student = base_student
+        self.routers = routers
+        self.router_seeds = range(num_router_seeds)
+        self._begun_s = time.perf_counter()
+        self._before: dict[str, EvalResult] = {}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds the run took up to here, so that a resumed run's `wall_s` counts all of its parts."""
+        return {"wall_s": time.perf_counter() - self._begun_s}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._begun_s -= state_dict["wall_s"]
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.enabled:
+            return
+        held_out = self._held_out(trainer, pl_module)
+        identity = self._identity(pl_module, held_out)
+        path = RunFolder.of(trainer).baseline
+        if trainer.global_step > 0:
+            self._before = load_results(path.read_text(), identity) if path.exists() else {}
+            if not self._before:
+                rank_zero_info(
+                    f"{path} has no figures of these held-out problems from before training; they are left out."
+                )
+            return
+        self._before = measure_before(held_out, self._base(pl_module, held_out))
+        if trainer.is_global_zero:
+            write_atomically(path, dump_results(self._before, identity))
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.enabled:
+            return
+        held_out = self._held_out(trainer, pl_module)
+        results = self._before | measure_after(held_out)
+        routers = {}
+        if self.routers and {"relay_after", "teacher_alone"} <= results.keys():
+            routers = measure_routers(held_out, results, self.router_seeds)
+        if trainer.is_global_zero:
+            summary = relay_fields(results, routers) | self._run_fields(trainer, pl_module)
+            write_atomically(RunFolder.of(trainer).summary, json.dumps(summary, indent=2) + "\n")
+            print_summary(summary, RunFolder.of(trainer))
+
+    def _run_fields(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            "student": pl_module.student_name,
+            "teacher": pl_module.teacher_name,
+            "base_student": self.base_student or pl_module.student_name,
+            "step": trainer.global_step,
+            "seed": pl_module.seed,
+            "wall_s": time.perf_counter() - self._begun_s,
+            "num_threads": torch.get_num_threads(),
+            "device": str(pl_module.device),
+            "versions": installed_versions(),
+        }
+
+    def _held_out(self, trainer: Trainer, pl_module: LightningModule) -> HeldOut:
+        datamodule = trainer.datamodule
+        datamodule.setup("test")
+        prompts = datamodule.build_prompts("test")[: self.num_problems]
+        own = prompts[trainer.global_rank :: trainer.world_size]
+        return HeldOut(
+            pl_module.decoder,
+            own,
+            pl_module.max_completion_tokens,
+            {
+                "max_calls": pl_module.max_calls,
+                "max_call_tokens": pl_module.max_call_tokens,
+                "eos_policy": pl_module.eos_policy,
+            },
+            watch=_progress_bar(len(own)) if trainer.is_global_zero else lambda _: None,
+            gather=_gather if trainer.world_size > 1 else lambda result: result,
+        )
+
+    def _base(self, pl_module: LightningModule, held_out: HeldOut) -> HeldOut | None:
+        if self.base_student is None or self.base_student == pl_module.student_name:
+            return None
+        engine = LocalEngine(load_model(self.base_student).to(pl_module.device))
+        decoder = held_out.decoder
+        return replace(held_out, decoder=RelayDecoder(engine, None, decoder.protocol, num_slots=decoder.num_slots))
+
+    def _identity(self, pl_module: LightningModule, held_out: HeldOut) -> dict[str, Any]:
+        """What the figures from before depend on."""
+        text = ";".join(f"{prompt.prompt_id}:{prompt.token_ids}" for prompt in held_out.prompts)
+        return {
+            "student": pl_module.student_name,
+            "base_student": self.base_student,
+            "teacher": pl_module.teacher_name,
+            "prompts": hashlib.sha256(text.encode()).hexdigest(),
+            "max_completion_tokens": held_out.max_completion_tokens,
+            **held_out.options,
+        }
+
+
+def print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
+    """The table, the derived figures, and where everything is."""
+    console = Console(highlight=False)
+    console.print()
+    console.print(summary_table(summary))
+    for line in summary_lines(summary):
+        console.print(line, markup=False)
+    console.print(f"{summary['wall_s']:.0f} s · {folder.path}", markup=False)
+
+
+def _progress_bar(num_prompts: int) -> Callable[[str], Callable[[int], None]]:
+    """Name of a measurement -> a bar that follows the number of finished completions."""
+
+    def watch(name: str) -> Callable[[int], None]:
+        bar = tqdm(total=num_prompts, desc=name, unit="problem", leave=False, dynamic_ncols=True)
+
+        def follow(num_finished: int) -> None:
+            bar.update(num_finished - bar.n)
+            if num_finished == num_prompts:
+                bar.close()
+
+        return follow
+
+    return watch
+
+
+def _gather(result: EvalResult) -> EvalResult:
+    """The results of all processes, prompts in their common order."""
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, result.completions)
+    in_turn = chain.from_iterable(zip_longest(*shares))
+    return EvalResult(tuple(judged for judged in in_turn if judged is not None))

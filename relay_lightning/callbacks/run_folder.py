@@ -1,0 +1,101 @@
+"""RunFolder: where a run keeps what it makes, and the rule that no run is ever overwritten."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> RunFolder:
+        """The folder that the trainer's run works in."""
+        return cls(Path(trainer.default_root_dir))
+
+    @property
+    def config(self) -> Path:
+        """The complete configuration; reruns the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def baseline(self) -> Path:
+        """What was measured before the first step; a resumed run reads it again."""
+        return self.path / "baseline.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def rollouts(self, rank: int = 0) -> Path:
+        """Every rollout of one process; those of the first are simply `rollouts.jsonl`."""
+        return self.path / ("rollouts.jsonl" if rank == 0 else f"rollouts-{rank}.jsonl")
+
+    def holds_run(self) -> bool:
+        """Whether any file of a run is here."""
+        return any(path.exists() for path in (self.config, self.checkpoints, self.rollouts(), self.summary))
+
+    def contains(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.path.resolve())
+
+    def claim(self, *, is_continued: bool) -> None:
+        """Takes the folder for this process until it ends.
+
+        Raises FileExistsError if a run is here that is not to be continued, RuntimeError if one is still running.
+        """
+        if self.holds_run() and not is_continued:
+            raise FileExistsError(
+                f"The run folder {self.path} already holds a run, which is never overwritten: "
+                f"continue it with --ckpt_path last, or start in another folder with --run_dir {self._free_name()}."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Never closed: the lock lasts as long as the process, and a kill releases it.
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise RuntimeError(f"The run in {self.path} is still running; stop it before it is continued.") from None
+
+    def _free_name(self) -> Path:
+        """The first of `name-2`, `name-3`, ... that is free."""
+        number = 2
+        while (free := self.path.with_name(f"{self.path.name}-{number}")).exists():
+            number += 1
+        return free
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Puts `text` under `path` such that a kill or a full disk leaves either the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

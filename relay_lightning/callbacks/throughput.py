@@ -1,0 +1,46 @@
+"""Throughput: completion tokens and samples per second of training, decoding included."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from relay_lightning.types import RolloutGroup
+
+
+class Throughput(Callback):
+    """Logs `throughput/tokens_per_s` and `throughput/samples_per_s` of this process with every new rollout.
+
+    Both divide a rollout by the wall clock from the rollout before it to this one: one round of decoding, judging and
+    updating.
+    """
+
+    def __init__(self) -> None:
+        self._groups: list[RolloutGroup] | None = None
+        self._last_s = 0.0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._groups, self._last_s = pl_module.last_groups, time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        groups = pl_module.last_groups
+        if groups is self._groups:
+            return
+        now_s = time.perf_counter()
+        elapsed_s, self._groups, self._last_s = now_s - self._last_s, groups, now_s
+        completions = [rollout.completion for group in groups for rollout in group.rollouts]
+        num_tokens = sum(completion.num_tokens for completion in completions)
+        pl_module.log_dict(
+            {
+                "throughput/tokens_per_s": num_tokens / elapsed_s,
+                "throughput/samples_per_s": len(completions) / elapsed_s,
+            }
+        )

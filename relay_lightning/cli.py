@@ -1,0 +1,142 @@
+"""RelayCLI: Lightning's command line, with the run folder and the callbacks of a relay run around `fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from relay_lightning.callbacks.checkpoint import LastCheckpoint
+from relay_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from relay_lightning.callbacks.config_writer import ConfigWriter
+from relay_lightning.callbacks.graceful_stop import GracefulStop
+from relay_lightning.callbacks.progress import StepProgress
+from relay_lightning.callbacks.report import Report
+from relay_lightning.callbacks.rollout_printer import RolloutPrinter
+from relay_lightning.callbacks.rollout_writer import RolloutWriter
+from relay_lightning.callbacks.run_folder import RunFolder
+from relay_lightning.callbacks.throughput import Throughput
+from relay_lightning.commands.parser import OneSentenceErrors
+from relay_lightning.data.prompts import PromptDataModule
+from relay_lightning.data.sft import WarmupDataModule
+from relay_lightning.modules.grpo import GRPOModule
+from relay_lightning.modules.warmup import WarmupModule
+
+STAGES = (WarmupModule, WarmupDataModule, GRPOModule, PromptDataModule)
+"""Imported so that a configuration can name them without their modules."""
+LAST = "last"
+
+
+class RelayParser(OneSentenceErrors, LightningArgumentParser):
+    """Lightning's parser, with errors of one sentence."""
+
+
+class RelayCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`: all accept the same configuration; `fit` alone has a run folder."""
+
+    def __init__(self, subcommand: str, arguments: list[str]) -> None:
+        self._chosen = subcommand
+        self._resumed_step: int | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            parser_class=RelayParser,
+            parser_kwargs={"prog": "python -m relay_lightning", "description": None},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=[subcommand, *arguments],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """The chosen one alone: the parsers of the others are not built."""
+        return {self._chosen: super().subcommands()[self._chosen]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of everything the run makes (default: runs/<stage>). A run in it is never overwritten.",
+        )
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RolloutPrinter, "printer")
+        parser.add_lightning_class_args(Report, "report")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolves the run folder and the checkpoint, and refuses what cannot be used before anything is built."""
+        config = self.config[self._chosen]
+        folder = RunFolder(Path(config.run_dir or config.trainer.default_root_dir or default_run_dir(config.model)))
+        config.run_dir, config.trainer.default_root_dir = str(folder.path), None
+        is_continued = config.ckpt_path == LAST
+        if is_continued:
+            config.ckpt_path = self._find_last(folder)
+        if config.ckpt_path is not None:
+            self._resumed_step = read_checkpoint(Path(config.ckpt_path), mmap=True)["global_step"]
+            is_continued = is_continued or folder.contains(Path(config.ckpt_path))
+        if self._writes_run_folder(config) and rank_zero_only.rank == 0:
+            folder.claim(is_continued=is_continued)
+
+    def _find_last(self, folder: RunFolder) -> str | None:
+        if folder.last_checkpoint.exists():
+            return str(folder.last_checkpoint)
+        if self._chosen != "fit":
+            raise FileNotFoundError(f"The run folder {folder.path} has no checkpoint {folder.last_checkpoint.name}.")
+        rank_zero_info(f"{folder.path} has no checkpoint yet: training starts from the beginning.")
+        return None
+
+    def _writes_run_folder(self, config: Any) -> bool:
+        return self._chosen == "fit" and not config.trainer.fast_dev_run
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer of the configuration; for `fit` with the run folder and the callbacks of a run."""
+        config = self.config[self._chosen]
+        settings = {**self._get(self.config_init, "trainer"), **kwargs, "default_root_dir": config.run_dir}
+        settings["plugins"] = with_atomic_checkpoints(settings["plugins"])
+        if not self._writes_run_folder(config):
+            if settings["logger"] is None:
+                settings["logger"] = False
+            return self._instantiate_trainer(settings, [])
+        if settings["logger"] in (None, True):
+            settings["logger"] = TensorBoardLogger(
+                config.run_dir, name="", version="tensorboard", purge_step=self._resumed_step
+            )
+        return self._instantiate_trainer(settings, self._run_callbacks(settings))
+
+    def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
+        """In the order in which they must act at the end of a step: files first, then the checkpoint, then stopping."""
+        callbacks: list[Callback] = [ConfigWriter(self._dump_run()), self._get(self.config_init, "report")]
+        if hasattr(self.model, "last_groups"):
+            callbacks += [Throughput(), RolloutWriter(), self._get(self.config_init, "printer")]
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(StepProgress())
+        if settings["enable_checkpointing"] is not False:
+            callbacks.append(self._get(self.config_init, "checkpoint"))
+        return [*callbacks, GracefulStop()]
+
+    def _dump_run(self) -> str:
+        """The configuration that runs this run again: complete, and from the beginning."""
+        config = self.config[self._chosen].clone()
+        config.ckpt_path = None
+        return self._parser(self._chosen).dump(config, skip_none=False)
+
+
+def default_run_dir(model: Any) -> Path:
+    """`runs/<stage>`: `runs/grpo` for GRPOModule."""
+    return Path("runs") / model.class_path.rpartition(".")[2].removesuffix("Module").lower()
+
+
+def with_atomic_checkpoints(plugins: Any) -> list[Any]:
+    """The trainer's plugins and, unless one of them writes checkpoints already, ours that does."""
+    plugins = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    return plugins if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [*plugins, AtomicCheckpointIO()]

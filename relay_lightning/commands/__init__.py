@@ -1,0 +1,1 @@
+"""The subcommands beside training: filter, synthesize, export, generate."""

@@ -1,0 +1,49 @@
+"""Argument parsing whose errors are one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from relay_lightning.commands.sentences import CLASS, condense_parser_message
+
+
+class OneSentenceErrors:
+    """Mixin for an ArgumentParser: an error is one line that names the key and, for a misspelt one, the likely key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the sentence and exits with code 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        keys = [action.dest for action in parser._actions] + _init_arguments(message)
+        print(f"error: {condense_parser_message(message, keys)}", file=sys.stderr)
+        raise SystemExit(2) from ex
+
+
+class CommandParser(OneSentenceErrors, ArgumentParser):
+    """The parser of the subcommands that are plain functions."""
+
+
+def run_function(function: Callable[..., None], arguments: list[str]) -> None:
+    """Calls `function` with the parameters that the command line (and its `--config` files) give it."""
+    name = function.__name__.removesuffix("_")
+    parser = CommandParser(prog=f"python -m relay_lightning {name}", description=inspect.getdoc(function))
+    parser.add_argument("--config", action="config", help="YAML file of the options below")
+    parser.add_function_arguments(function)
+    parsed = parser.parse_args(arguments)
+    del parsed["config"]
+    function(**parser.instantiate_classes(parsed).as_dict())
+
+
+def _init_arguments(message: str) -> list[str]:
+    """Arguments of the class that the message complains about."""
+    match = CLASS.search(message)
+    if not match:
+        return []
+    module_name, _, class_name = match[1].rpartition(".")
+    found: Any = getattr(import_module(module_name), class_name)
+    return list(inspect.signature(found).parameters)

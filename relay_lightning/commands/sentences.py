@@ -1,0 +1,86 @@
+"""Which errors are addressed to the user, and the one sentence that each of them gets."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import linecache
+import re
+from collections.abc import Iterable, Iterator
+
+OWN_PACKAGES = ("relay_lightning", "relay_kernels")
+ADDRESSED = (ValueError, RuntimeError, OSError, ModuleNotFoundError)
+"""Types that the packages raise with a sentence for the user; any other type is a bug."""
+NOISE = re.compile(
+    "Does not validate against any|Subtypes:|Errors:|Given value"
+    "|Expected a <class 'NoneType'>|Expected a (dot import )?path"
+)
+KEY = re.compile(r'Parser key "([^"]+)":?\s*(.*)')
+CLASS = re.compile(r"Problem with given class_path '([^']+)':?")
+UNKNOWN = re.compile(r"(?:Option '([^']+)' is not accepted|unrecognized arguments: (\S+).*)")
+
+
+def user_sentence(error: BaseException) -> str | None:
+    """The sentence of an error that is addressed to the user; None for one that is a bug and needs its traceback.
+
+    Addressed is what this project's own code raises, and a full disk.
+    """
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
+            return f"The disk is full: {link}."
+        if isinstance(link, ADDRESSED) and _is_own_sentence(link):
+            return str(link)
+        if type(link).__name__ == "MisconfigurationException":  # Lightning's own word to the user
+            return str(link)
+    return None
+
+
+def condense_parser_message(message: str, known_keys: Iterable[str] = ()) -> str:
+    """One line from a parser's message of many: the full key, then what is wrong with it.
+
+    An unknown key is followed by the most similar of `known_keys`.
+    """
+    path: list[str] = []
+    wrong: list[str] = []
+    for raw in message.splitlines():
+        line = raw.strip(" -\t")
+        if match := KEY.match(line):
+            path.append(match[1])
+            line = match[2].strip()
+        if line and not CLASS.match(line) and not NOISE.match(line) and line not in wrong:
+            wrong.append(line)
+    key = ".".join(part for part in path if part not in ("config", "subcommand"))
+    sentence = " or ".join(wrong) or " ".join(message.split())
+    return (
+        f"{key}: {_explain_unknown(sentence, key, known_keys)}" if key else _explain_unknown(sentence, key, known_keys)
+    )
+
+
+def _explain_unknown(sentence: str, prefix: str, known_keys: Iterable[str]) -> str:
+    match = UNKNOWN.search(sentence)
+    if not match:
+        return sentence
+    unknown = (match[1] or match[2]).split("=")[0].removeprefix("--")
+    known = [key.removeprefix(f"{prefix}.") if prefix else key for key in known_keys]
+    similar = difflib.get_close_matches(unknown, known, n=1)
+    return f"there is no key '{unknown}'" + (f"; did you mean '{similar[0]}'?" if similar else "")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, then what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_own_sentence(error: BaseException) -> bool:
+    """Whether a `raise` statement of this project's code raised the error, not something that the code called."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame
+    is_own = str(frame.f_globals.get("__name__", "")).startswith(OWN_PACKAGES)
+    line = linecache.getline(frame.f_code.co_filename, traceback.tb_lineno)
+    return is_own and line.lstrip().startswith("raise")

@@ -1,0 +1,28 @@
+"""Results on file: what was measured before training must outlive an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import astuple, fields
+from typing import Any
+
+from relay_lightning.evaluation.evaluate import EvalResult, Judged
+
+
+def dump_results(results: Mapping[str, EvalResult], identity: Mapping[str, Any]) -> str:
+    """JSON of named results and of what they were measured on."""
+    columns = [field.name for field in fields(Judged)]
+    rows = {name: [astuple(judged) for judged in result.completions] for name, result in results.items()}
+    return json.dumps({"identity": dict(identity), "columns": columns, "results": rows}) + "\n"
+
+
+def load_results(text: str, identity: Mapping[str, Any]) -> dict[str, EvalResult]:
+    """The results of `dump_results`; empty if they were measured on something else than `identity`."""
+    stored = json.loads(text)
+    if stored["identity"] != json.loads(json.dumps(dict(identity))):
+        return {}
+    return {
+        name: EvalResult(tuple(Judged(**dict(zip(stored["columns"], row, strict=True))) for row in rows))
+        for name, rows in stored["results"].items()
+    }

@@ -1,0 +1,84 @@
+"""The measurements a run is judged by: what student, teacher and relay reach before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.evaluation.evaluate import EvalResult, evaluate
+from relay_lightning.evaluation.routers import RouterResult, match_query_router, run_query_router, run_token_router
+from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.policies import Policy
+from relay_lightning.types import Prompt
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out prompts, the decoder they are decoded with at temperature 0, and its limits."""
+
+    decoder: RelayDecoder
+    prompts: Sequence[Prompt]
+    max_completion_tokens: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`max_calls`, `max_call_tokens`, `eos_policy` of the relay."""
+    watch: Callable[[str], Callable[[int], None] | None] = lambda _: None
+    """Name of a measurement -> what is told the number of finished completions."""
+    gather: Callable[[EvalResult], EvalResult] = lambda result: result
+    """This process's result -> that of all processes."""
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.decoder.teacher is not None
+
+    def measure(self, name: str, policy: str | Policy, seed: int = 0) -> EvalResult:
+        """The result under `policy`; the call limits bind the learned policy only, not those that chance drives."""
+        sampling = SamplingParams(self.max_completion_tokens, temperature=0.0)
+        options = dict(self.options)
+        if policy != "command":
+            options |= {"max_calls": None, "max_call_tokens": None}
+        result = evaluate(
+            self.decoder, self.prompts, sampling, policy, seed=seed, on_progress=self.watch(name), **options
+        )
+        return self.gather(result)
+
+
+def measure_before(held_out: HeldOut, base: HeldOut | None = None) -> dict[str, EvalResult]:
+    """Student alone, teacher alone and the untrained relay. `base`, if given, is the student that counts as alone."""
+    results = {"student_alone": (base or held_out).measure("student alone", "teacher_free")}
+    if held_out.has_teacher:
+        results["teacher_alone"] = held_out.measure("teacher alone", "teacher_only")
+        results["relay_before"] = held_out.measure("relay before", "command")
+    return results
+
+
+def measure_after(held_out: HeldOut) -> dict[str, EvalResult]:
+    """The trained relay, and the trained student without its teacher."""
+    results = {}
+    if held_out.has_teacher:
+        results["relay_after"] = held_out.measure("relay after", "command")
+    results["teacher_free_after"] = held_out.measure("teacher-free after", "teacher_free")
+    return results
+
+
+def measure_routers(
+    held_out: HeldOut, results: Mapping[str, EvalResult], seeds: Sequence[int]
+) -> dict[str, RouterResult]:
+    """The routers that the trained relay is compared with.
+
+    The query router is matched once with the trained student (and then run) and once with the student alone from
+    before, so that the comparison can be made with whichever of them needs the teacher less.
+    """
+    after, teacher = results["relay_after"], results["teacher_alone"]
+    matched = match_query_router(results["teacher_free_after"], teacher, after.accuracy, seeds)
+    untrained = match_query_router(results["student_alone"], teacher, after.accuracy, seeds)
+    return {
+        "random_query_router_matched": run_query_router(
+            lambda policy, seed: held_out.measure("random query router", policy, seed), matched, seeds
+        ),
+        "random_query_router_matched_untrained": untrained,
+        "random_token_router_same_budget": run_token_router(
+            lambda policy, seed: held_out.measure("random token router", policy, seed), after.call_ratio, seeds
+        ),
+    }

@@ -1,7 +1,7 @@
 """Counter-based random numbers: Philox4x32-10, the same bits on every device and in every batch.
 
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A draw is a pure function of a key and a counter, so
-that it depends on nothing but who draws it: not on neighbours, not on the batch size, not on a restart.
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A draw is a pure function of a key and
+a counter, so that it depends on nothing but who draws it: not on neighbours, not on the batch size, not on a restart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class RandomStream(IntEnum):
     POLICY = 2
 
 
-def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox_4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random 32-bit words per counter.
 
     counter: four int64 tensors of broadcastable shapes, values in [0, 2^32); key: two integers in [0, 2^32).
@@ -46,8 +48,9 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, 
 def philox_uniform(seed: int, prompt_id: Tensor, sample_index: Tensor, position: Tensor, stream: int) -> Tensor:
     """One fp32 uniform in [0, 1) per element, with 24 random bits.
 
-    seed: any integer, its low 64 bits are the key. prompt_id (0 <= id < 2^62), sample_index and position (below 2^32): int64 tensors
-    of broadcastable shapes. The counter is (prompt_id mod 2^32, sample_index, position, stream + 4 * (prompt_id div 2^32)).
+    seed: any integer, its low 64 bits are the key. prompt_id (0 <= id < 2^62), sample_index and position (below
+    2^32): int64 tensors of broadcastable shapes. The counter is (prompt_id mod 2^32, sample_index, position, stream +
+    4 * (prompt_id div 2^32)).
     """
     counter = (prompt_id & MASK_32, sample_index, position, stream + 4 * (prompt_id >> 32))
     word = philox_4x32(counter, (seed & MASK_32, (seed >> 32) & MASK_32))[0]

@@ -1,0 +1,1 @@
+"""Models as token engines: token ids in, logits out, one cache slot per row."""

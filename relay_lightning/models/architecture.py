@@ -1,0 +1,46 @@
+"""What a Hugging Face model is: whether the relay can run it, where it ends, how long it reads."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+SUPPORTED_ATTENTION = ("sdpa", "eager")
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Raises ValueError with the reason when `model` does not attend to all tokens through a plain key/value cache."""
+    config = model.config
+    name = type(model).__name__
+    if not hasattr(config, "vocab_size") or model.get_output_embeddings() is None:
+        raise ValueError(f"{name} is not a causal language model over one vocabulary; relay decoding needs one")
+    if config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder-decoder model; relay decoding needs a decoder-only model")
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(f"{name} keeps a recurrent state instead of keys and values; relay decoding cannot use it")
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if layer_types - {"full_attention"} or (window is not None and not layer_types):
+        kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"a sliding window of {window} tokens"
+        raise ValueError(f"{name} has {kinds}; relay decoding needs full attention in every layer")
+    if config._attn_implementation not in SUPPORTED_ATTENTION:
+        raise ValueError(
+            f"{name} was loaded with attn_implementation={config._attn_implementation!r};"
+            " relay decoding needs 'sdpa' or 'eager'"
+        )
+
+
+def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The ids that end a text, from the generation config first, then the config; empty when neither names one."""
+    for config in (model.generation_config, model.config):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            return (ids,) if isinstance(ids, int) else tuple(ids)
+    return ()
+
+
+def max_context(model: PreTrainedModel) -> int:
+    """Positions the model can tell apart. Raises ValueError when its config does not say."""
+    length = getattr(model.config, "max_position_embeddings", None)
+    if length is None:
+        raise ValueError(f"{type(model).__name__} does not say max_position_embeddings; pass max_context")
+    return int(length)

@@ -1,0 +1,123 @@
+"""The one relay loop: student and teacher write completions together, many rows at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+from relay_lightning.engine.base import TokenEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.relay.accounting import DecodeStats
+from relay_lightning.relay.policies import Policy, make_policy
+from relay_lightning.relay.protocol import CompiledProtocol
+from relay_lightning.relay.rows import RelayRequest
+from relay_lightning.relay.run import DecodeRun, RunOptions
+from relay_lightning.types import Completion
+
+
+class RelayDecoder:
+    """Decodes through one pair of engines. `stats` holds the counts and seconds of the last `generate`."""
+
+    def __init__(
+        self,
+        student: TokenEngine,
+        teacher: TokenEngine | None,
+        protocol: CompiledProtocol,
+        *,
+        num_slots: int = 64,
+        steps_per_look: int = 1,
+    ) -> None:
+        """num_slots: completions in flight. steps_per_look: decode steps between two looks of the host at the rows.
+
+        Raises ValueError when the protocol is not compiled for the student's vocabulary or a number is below 1.
+        """
+        if num_slots < 1 or steps_per_look < 1:
+            raise ValueError(f"num_slots and steps_per_look must be at least 1, not {num_slots} and {steps_per_look}")
+        if protocol.vocab_size != student.vocab_size:
+            raise ValueError(
+                f"the protocol is compiled for {protocol.vocab_size} token ids and the student's logits have"
+                f" {student.vocab_size}; use CallProtocol().compile(tokenizer, vocab_size=...)"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.protocol = protocol
+        self.num_slots = num_slots
+        self.steps_per_look = steps_per_look
+        self.stats = DecodeStats()
+
+    def generate(
+        self,
+        requests: Sequence[RelayRequest],
+        sampling: SamplingParams,
+        *,
+        teacher_sampling: SamplingParams | None = None,
+        seed: int = 0,
+        policy: str | Policy = "command",
+        max_calls: int | None = None,
+        max_call_tokens: int | None = None,
+        eos_policy: Literal["finish", "return"] = "finish",
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """The completions in the order of the requests.
+
+        teacher_sampling: as `sampling` by default; its token budget is not used. policy: who writes next
+        (`make_policy`). max_calls: calls of one completion at most, max_call_tokens: tokens of one call at most; None
+        is no limit, and neither binds a policy that gives the teacher the whole completion. eos_policy: whether the
+        teacher's end-of-sequence token inside a span finishes the completion or returns control to the student.
+        on_progress is told how many completions are finished, whenever that grows.
+
+        Raises ValueError for a prompt that does not fit the student's context (naming its id) and for an argument out
+        of range.
+        """
+        options = RunOptions(
+            sampling,
+            teacher_sampling or sampling,
+            seed,
+            make_policy(policy),
+            max_calls,
+            max_call_tokens,
+            eos_policy,
+            self.num_slots,
+            self.steps_per_look,
+        )
+        self._check(options, requests)
+        self.stats = DecodeStats()
+        if not requests:
+            return []
+        start_s = time.perf_counter()
+        with self.student.session(), self.teacher.session() if self.teacher else nullcontext():
+            run = DecodeRun(self.student, self.teacher, self.protocol, requests, options)
+            num_finished = 0
+            while run.is_live:
+                run.advance()
+                if on_progress is not None and run.num_finished > num_finished:
+                    on_progress(run.num_finished)
+                num_finished = run.num_finished
+        self.stats = run.stats(time.perf_counter() - start_s)
+        return run.completions
+
+    def _check(self, options: RunOptions, requests: Sequence[RelayRequest]) -> None:
+        """What is wrong with a call, before anything is computed."""
+        if options.policy.needs_teacher and self.teacher is None:
+            raise ValueError(
+                f"{type(options.policy).__name__} needs a teacher and there is none; use policy='teacher_free'"
+            )
+        if options.max_calls is not None and options.max_calls < 0:
+            raise ValueError(f"max_calls must be at least 0 or None, not {options.max_calls}")
+        if options.max_call_tokens is not None and options.max_call_tokens < 1:
+            raise ValueError(f"max_call_tokens must be at least 1 or None, not {options.max_call_tokens}")
+        if options.eos_policy not in ("finish", "return"):
+            raise ValueError(f"eos_policy={options.eos_policy!r} is unknown; it is 'finish' or 'return'")
+        engines = {"student": self.student, "teacher": self.teacher if options.policy.needs_teacher else None}
+        for request in requests:
+            prompt = request.prompt
+            if not prompt.token_ids:
+                raise ValueError(f"prompt {prompt.prompt_id} is empty")
+            for name, engine in engines.items():
+                if engine is not None and len(prompt.token_ids) >= engine.max_context:
+                    raise ValueError(
+                        f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens and leaves no room"
+                        f" in the {name}'s context of {engine.max_context}"
+                    )

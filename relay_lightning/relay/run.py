@@ -1,0 +1,291 @@
+"""One run of the relay loop over a list of requests: slots are filled, written to, handed over and refilled until all
+are done.
+
+Shapes: S slots, N rows of a call, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from relay_kernels.relay_step import RelayStepState, RowStatus, Writer
+from torch import Tensor
+
+from relay_lightning.engine.base import TokenEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.relay.accounting import DecodeStats
+from relay_lightning.relay.policies import Policy, PolicyView
+from relay_lightning.relay.protocol import CompiledProtocol
+from relay_lightning.relay.rows import FINISHED, OpenCall, RelayRequest, Row
+from relay_lightning.relay.side import Side
+from relay_lightning.types import Completion
+
+NEVER = 2**62
+"""A completion length that no row reaches."""
+CONTEXT_MARGIN = 16
+"""Spare room in the teacher's slots: what is left of straddling tokens may take more tokens than the command did."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The arguments of `RelayDecoder.generate`, and the decoder's own."""
+
+    sampling: SamplingParams
+    teacher_sampling: SamplingParams
+    seed: int
+    policy: Policy
+    max_calls: int | None
+    max_call_tokens: int | None
+    eos_policy: Literal["finish", "return"]
+    num_slots: int
+    steps_per_look: int
+
+
+class DecodeRun:
+    """Rows in flight, each in one slot of both caches. `advance` is the loop's body."""
+
+    def __init__(
+        self,
+        student: TokenEngine,
+        teacher: TokenEngine | None,
+        protocol: CompiledProtocol,
+        requests: Sequence[RelayRequest],
+        options: RunOptions,
+    ) -> None:
+        self.protocol = protocol
+        self.options = options
+        self.num_finished = 0
+        self._completions: list[Completion | None] = [None] * len(requests)
+        self._limits = [
+            min(options.sampling.max_completion_tokens, student.max_context - len(request.prompt.token_ids))
+            for request in requests
+        ]
+        self._queue = deque(enumerate(requests))
+        num_slots = min(options.num_slots, len(requests))
+        self._free_slots = list(reversed(range(num_slots)))
+        self._state = RelayStepState.empty(num_slots, max(self._limits), student.device)
+        self._segment_start = torch.zeros_like(self._state.num_tokens)
+        self._call_floor = torch.zeros_like(self._state.num_tokens)
+        """[S]: completion length below which a policy may not hand over."""
+        longest = max(
+            len(request.prompt.token_ids) + limit for request, limit in zip(requests, self._limits, strict=True)
+        )
+        student.allocate(num_slots, longest)
+        table = protocol.table.to(student.device)
+        mask_commands = not options.policy.allows_commands or options.max_calls is not None
+        self._sides = {
+            Writer.STUDENT: Side(
+                Writer.STUDENT, student, options.sampling, self._state, options.seed, table, mask_commands
+            )
+        }
+        self._teacher_capacity = 0
+        if teacher is not None and options.policy.needs_teacher:
+            self._teacher_capacity = min(longest + CONTEXT_MARGIN, teacher.max_context)
+            teacher.allocate(num_slots, self._teacher_capacity)
+            self._sides[Writer.TEACHER] = Side(
+                Writer.TEACHER, teacher, options.teacher_sampling, self._state, options.seed
+            )
+        self._running: dict[Writer, dict[int, Row]] = {writer: {} for writer in Writer}
+        self._waiting: dict[Writer, list[Row]] = {writer: [] for writer in Writer}
+        self._writer = Writer.STUDENT
+        self._admit()
+
+    @property
+    def is_live(self) -> bool:
+        return self.num_finished < len(self._completions)
+
+    @property
+    def completions(self) -> list[Completion]:
+        """All completions, in the order of the requests."""
+        return [completion for completion in self._completions if completion is not None]
+
+    def stats(self, wall_s: float) -> DecodeStats:
+        """What the run cost so far."""
+        student, teacher = self._sides[Writer.STUDENT], self._sides.get(Writer.TEACHER)
+        stats = DecodeStats(
+            num_student_prefill_tokens=student.num_prefill_tokens,
+            num_shared_prefill_tokens=student.num_shared_prefill_tokens,
+            num_student_steps=student.num_steps,
+            num_student_chunks=student.num_chunks,
+            student_s=student.step_s,
+            prefill_s=student.prefill_s,
+        )
+        if teacher is not None:
+            stats += DecodeStats(
+                num_teacher_prefill_tokens=teacher.num_prefill_tokens,
+                num_shared_prefill_tokens=teacher.num_shared_prefill_tokens,
+                num_teacher_steps=teacher.num_steps,
+                num_teacher_chunks=teacher.num_chunks,
+                teacher_s=teacher.step_s,
+                prefill_s=teacher.prefill_s,
+            )
+        for completion in self.completions:
+            stats.count(completion)
+        stats.wall_s = wall_s
+        stats.host_s = wall_s - stats.student_s - stats.teacher_s - stats.prefill_s
+        return stats
+
+    def advance(self) -> None:
+        """One turn: choose a side, let its waiting rows in, write, and see what became of its rows."""
+        self._choose_writer()
+        self._hand_over()
+        self._write()
+        self._look()
+        self._admit()
+
+    def _choose_writer(self) -> None:
+        """The side with more rows that could run goes next, so that no row waits for a particular other row."""
+        num_runnable = {writer: len(self._running[writer]) + len(self._waiting[writer]) for writer in Writer}
+        other = Writer.TEACHER if self._writer == Writer.STUDENT else Writer.STUDENT
+        if num_runnable[other] > num_runnable[self._writer]:
+            self._writer = other
+
+    def _hand_over(self) -> None:
+        """Lets the chosen side read what its waiting rows hold and gives it the pen."""
+        rows = self._waiting[self._writer]
+        if not rows:
+            return
+        self._waiting[self._writer] = []
+        rows = self._pass_to_teacher(rows) if self._writer == Writer.TEACHER else self._pass_to_student(rows)
+        self._running[self._writer].update((row.slot, row) for row in rows)
+
+    def _pass_to_teacher(self, rows: list[Row]) -> list[Row]:
+        """Opens the spans; rows without room in the teacher's context end here. Returns the others."""
+        full = [row for row in rows if len(row.teacher_context) >= self._teacher_capacity]
+        self._finish([(row, [], RowStatus.LENGTH) for row in full])
+        rows = [row for row in rows if row not in full]
+        if not rows:
+            return rows
+        for row in rows:
+            row.begin_span(self._teacher_capacity, self.options.max_call_tokens)
+        state, slots = self._state, self._tensor([row.slot for row in rows])
+        state.span_limit[slots] = self._tensor([row.call.span_limit for row in rows if row.call])
+        state.token_limit[slots] = self._tensor([row.token_limit for row in rows])
+        self._sides[Writer.TEACHER].catch_up([row.teacher_reading() for row in rows])
+        state.status[slots] = int(RowStatus.TEACHER)
+        return rows
+
+    def _pass_to_student(self, rows: list[Row]) -> list[Row]:
+        state, slots = self._state, self._tensor([row.slot for row in rows])
+        max_calls = self.options.max_calls
+        self._sides[Writer.STUDENT].catch_up([row.student_reading() for row in rows])
+        state.command_state[slots] = 0
+        state.command_n[slots] = 0
+        has_calls = [max_calls is None or len(row.spans) < max_calls for row in rows]
+        can_call = [self.options.policy.allows_commands and has for has in has_calls]
+        state.can_call[slots] = torch.tensor(can_call, device=slots.device)
+        self._segment_start[slots] = self._tensor([len(row.tokens) for row in rows])
+        floor = [row.next_call_floor if has else NEVER for row, has in zip(rows, has_calls, strict=True)]
+        self._call_floor[slots] = self._tensor(floor)
+        state.status[slots] = int(RowStatus.STUDENT)
+        return rows
+
+    def _write(self) -> None:
+        """Decode steps of the chosen side; the host does not look in between."""
+        running = self._running[self._writer]
+        if not running:
+            return
+        side, policy = self._sides[self._writer], self.options.policy
+        start_s = time.perf_counter()
+        asks = self._writer == Writer.STUDENT and policy.decides_per_token
+        for _ in range(self.options.steps_per_look):
+            logits = side.forward(None)
+            if asks:
+                self._ask_policy(logits)
+            side.step(None, logits)
+        side.num_steps += self.options.steps_per_look
+        side.step_s += time.perf_counter() - start_s
+
+    def _ask_policy(self, logits: Tensor) -> None:
+        """Marks the rows that the policy hands over before their next token. logits: [S, V]."""
+        state = self._state
+        requested = self.options.policy.decide(logits, PolicyView(state, self._segment_start, self.options.seed))
+        wanted = (requested > 0) & (state.status == Writer.STUDENT) & (state.num_tokens >= self._call_floor)
+        state.command_n.copy_(torch.where(wanted, requested, state.command_n))
+        state.status.masked_fill_(wanted, int(RowStatus.CALLED))
+
+    def _look(self) -> None:
+        """Reads the statuses back and moves the rows that no longer run."""
+        running = self._running[self._writer]
+        if not running:
+            return
+        state, lengths = self._state, self._sides[self._writer].engine.lengths
+        status, num_tokens, command_n, num_cached = torch.stack(
+            [state.status.long(), state.num_tokens, state.command_n, lengths]
+        ).tolist()
+        free = set(self._free_slots)
+        self._sides[self._writer].engine.tighten(max(num for slot, num in enumerate(num_cached) if slot not in free))
+        moved = [running.pop(slot) for slot in list(running) if status[slot] != self._writer]
+        if not moved:
+            return
+        written = self._new_tokens(moved, num_tokens)
+        finished = []
+        for row, new_tokens in zip(moved, written, strict=True):
+            outcome = RowStatus(status[row.slot])
+            row.num_cached[self._writer] = num_cached[row.slot]
+            if outcome in FINISHED:
+                finished.append((row, new_tokens, outcome))
+            elif outcome == RowStatus.CALLED:
+                requested = None if self.options.policy.allows_commands else command_n[row.slot]
+                row.open_call(new_tokens, requested, self.protocol)
+                self._waiting[Writer.TEACHER].append(row)
+            else:
+                row.close_call(new_tokens, outcome)
+                self._waiting[Writer.STUDENT].append(row)
+        self._finish(finished)
+
+    def _new_tokens(self, rows: list[Row], num_tokens: list[int]) -> list[list[int]]:
+        """Completion tokens of each row that its host record does not hold yet."""
+        longest = max(num_tokens[row.slot] for row in rows)
+        tokens = self._state.tokens[self._tensor([row.slot for row in rows]), :longest].tolist()
+        return [token_ids[len(row.tokens) : num_tokens[row.slot]] for row, token_ids in zip(rows, tokens, strict=True)]
+
+    def _finish(self, finished: list[tuple[Row, list[int], RowStatus]]) -> None:
+        """Writes the completions and frees their slots."""
+        if not finished:
+            return
+        state, slots = self._state, self._tensor([row.slot for row, _, _ in finished])
+        state.status[slots] = int(RowStatus.EMPTY)
+        log_probs, sampling_log_probs = torch.stack([state.log_probs[slots], state.sampling_log_probs[slots]]).tolist()
+        for index, (row, new_tokens, status) in enumerate(finished):
+            row.finish(new_tokens, status, self.protocol)
+            num_tokens = len(row.tokens)
+            self._completions[row.order] = row.completion(
+                log_probs[index][:num_tokens], sampling_log_probs[index][:num_tokens], self.protocol
+            )
+            self._free_slots.append(row.slot)
+        self.num_finished += len(finished)
+
+    def _admit(self) -> None:
+        """Gives free slots to the requests next in line."""
+        rows = []
+        while self._free_slots and self._queue:
+            order, request = self._queue.popleft()
+            prompt = request.prompt
+            is_all_teacher = self.options.policy.begin(prompt.prompt_id, request.sample_index, self.options.seed)
+            row = Row(
+                order, request, self._free_slots.pop(), self._limits[order], list(prompt.token_ids), is_all_teacher
+            )
+            if is_all_teacher:
+                row.call = OpenCall(0, 0, row.token_limit, 0)
+            rows.append(row)
+            self._waiting[Writer.TEACHER if is_all_teacher else Writer.STUDENT].append(row)
+        if not rows:
+            return
+        state, slots = self._state, self._tensor([row.slot for row in rows])
+        state.num_tokens[slots] = 0
+        state.token_limit[slots] = self._tensor([row.token_limit for row in rows])
+        state.prompt_id[slots] = self._tensor([row.request.prompt.prompt_id for row in rows])
+        state.sample_index[slots] = self._tensor([row.request.sample_index for row in rows])
+        ends = [row.is_all_teacher or self.options.eos_policy == "finish" for row in rows]
+        state.ends_on_teacher_eos[slots] = torch.tensor(ends, device=slots.device)
+        for side in self._sides.values():
+            side.draw_ahead(slots)
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._state.tokens.device)

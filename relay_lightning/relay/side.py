@@ -1,0 +1,168 @@
+"""One writer of the relay: its engine, its slots, how it catches up with a context and how it writes a token.
+
+Shapes: S slots, N rows of a call, T tokens of a chunk, L longest completion.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from relay_kernels.relay_step import CommandTable, RandomStream, RelayStepState, Writer, philox_uniform, relay_step
+from torch import Tensor
+
+from relay_lightning.engine.base import TokenEngine
+from relay_lightning.engine.sampling import SamplingParams
+
+MAX_CHUNK_TOKENS = 16384
+"""Tokens of one chunk pass, padding included: bounds its activations."""
+MAX_PADDING = 4
+"""Rows of one chunk differ in length at most by this factor; shorter ones go into a chunk of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a slot has to have read before its writer goes on."""
+
+    slot: int
+    context: list[int]
+    """All of it; the last token is left for the next decode step, which feeds it."""
+    num_cached: int
+    """Leading tokens of the context that the slot holds already, 0 for a slot that is new to the context."""
+    num_shared: int = 0
+    """Leading tokens that other rows may have read too: the prompt. Only used for a new slot."""
+
+
+class Side:
+    """The student's or the teacher's half of a run."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        engine: TokenEngine,
+        sampling: SamplingParams,
+        state: RelayStepState,
+        seed: int,
+        table: CommandTable | None = None,
+        mask_commands: bool = False,
+    ) -> None:
+        self.writer = writer
+        self.engine = engine
+        self.sampling = sampling
+        self.state = state
+        self.seed = seed
+        self.table = table
+        self.mask_commands = mask_commands
+        self.num_steps = 0
+        self.num_chunks = 0
+        self.num_prefill_tokens = 0
+        self.num_shared_prefill_tokens = 0
+        self.step_s = 0.0
+        self.prefill_s = 0.0
+        device = state.tokens.device
+        self._eos_token_ids = torch.tensor(engine.eos_token_ids, dtype=torch.int64, device=device)
+        self._prefix_in_slot: list[tuple[int, ...] | None] = [None] * state.num_slots
+        self._uniforms: Tensor | None = None
+        if not sampling.is_greedy and device.type == "cpu":
+            self._uniforms = torch.zeros(state.num_slots, state.max_tokens)
+
+    def draw_ahead(self, slots: Tensor) -> None:
+        """Computes all draws of the completions in `slots`: on a CPU many at once cost little more than one."""
+        if self._uniforms is not None:
+            stream = RandomStream.STUDENT if self.writer == Writer.STUDENT else RandomStream.TEACHER
+            key = (self.state.prompt_id[slots, None], self.state.sample_index[slots, None])
+            self._uniforms[slots] = philox_uniform(self.seed, *key, torch.arange(self.state.max_tokens)[None], stream)
+
+    def catch_up(self, readings: Sequence[Reading]) -> None:
+        """Reads what is missing, all but the last token, in as few passes as the lengths allow; sets `last_token`."""
+        start_s = time.perf_counter()
+        device = self.state.tokens.device
+        num_cached = [min(reading.num_cached, len(reading.context) - 1) for reading in readings]
+        slots = torch.tensor([reading.slot for reading in readings], device=device)
+        self.engine.truncate(slots, torch.tensor(num_cached, device=device))
+        num_cached = self._share_prefixes(readings, num_cached)
+        missing = [
+            (reading.slot, reading.context[cached:-1]) for reading, cached in zip(readings, num_cached, strict=True)
+        ]
+        self._read(missing)
+        self.state.last_token[slots] = torch.tensor([reading.context[-1] for reading in readings], device=device)
+        self.num_prefill_tokens += len(readings)
+        self.prefill_s += time.perf_counter() - start_s
+
+    def step(self, slots: Tensor | None, logits: Tensor) -> None:
+        """Writes a token to each row of this side from the logits of `slots` (None: all)."""
+        sampling = self.sampling
+        relay_step(
+            logits,
+            self.state,
+            writer="student" if self.writer == Writer.STUDENT else "teacher",
+            eos_token_ids=self._eos_token_ids,
+            slots=slots,
+            table=self.table,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            mask_commands=self.mask_commands,
+            seed=self.seed,
+            uniforms=self._uniforms,
+        )
+
+    def forward(self, slots: Tensor | None) -> Tensor:
+        """Logits after the last token of each of `slots` (None: all), [N, V]; rows of others are meaningless."""
+        status, last_token = self.state.status, self.state.last_token
+        if slots is not None:
+            status, last_token = status[slots], last_token[slots]
+        return self.engine.step(last_token, status == self.writer, slots)
+
+    def _share_prefixes(self, readings: Sequence[Reading], num_cached: list[int]) -> list[int]:
+        """Copies prompts into new slots that share them, read once if no slot has them. Returns the new num_cached."""
+        new: dict[tuple[int, ...], list[int]] = {}
+        for index, reading in enumerate(readings):
+            if num_cached[index] > 0:
+                continue
+            self._prefix_in_slot[reading.slot] = None
+            if reading.num_shared > 1:
+                new.setdefault(tuple(reading.context[: reading.num_shared]), []).append(index)
+        if not new:
+            return num_cached
+        num_cached = list(num_cached)
+        holders = {prefix: slot for slot, prefix in enumerate(self._prefix_in_slot) if prefix in new}
+        to_read = [
+            (readings[ids[0]].slot, list(prefix[:-1]))
+            for prefix, ids in new.items()
+            if len(ids) > 1 and prefix not in holders
+        ]
+        self._read(to_read)
+        for prefix, indices in new.items():
+            length = len(prefix) - 1
+            slots = [readings[index].slot for index in indices]
+            if prefix not in holders and len(indices) > 1:
+                num_cached[indices[0]] = length
+            source = holders.get(prefix, slots[0])
+            targets = [slot for slot in slots if slot != source]
+            if targets:
+                self.engine.copy_prefix(source, torch.tensor(targets, device=self.state.tokens.device), length)
+                self.num_shared_prefill_tokens += length * len(targets)
+                for index in indices:
+                    num_cached[index] = length
+            for slot in slots:
+                self._prefix_in_slot[slot] = prefix
+        return num_cached
+
+    def _read(self, missing: list[tuple[int, list[int]]]) -> None:
+        """Feeds each slot its tokens, longest first, in chunks of similar length."""
+        queue = sorted((item for item in missing if item[1]), key=lambda item: -len(item[1]))
+        device = self.state.tokens.device
+        while queue:
+            width = len(queue[0][1])
+            count = min(len(queue), max(1, MAX_CHUNK_TOKENS // width))
+            chunk = [item for item in queue[:count] if len(item[1]) * MAX_PADDING >= width]
+            queue = queue[len(chunk) :]
+            token_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for _, tokens in chunk], device=device)
+            num_new = torch.tensor([len(tokens) for _, tokens in chunk], device=device)
+            self.engine.extend(torch.tensor([slot for slot, _ in chunk], device=device), token_ids, num_new)
+            self.num_chunks += 1
+            self.num_prefill_tokens += sum(len(tokens) for _, tokens in chunk)

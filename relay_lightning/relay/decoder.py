@@ -16,6 +16,8 @@ from relay_lightning.relay.rows import RelayRequest
 from relay_lightning.relay.run import DecodeRun, RunOptions
 from relay_lightning.types import Completion
 
+__all__ = ["RelayDecoder", "RelayRequest"]
+
 
 class RelayDecoder:
     """Decodes through one pair of engines. `stats` holds the counts and seconds of the last `generate`."""

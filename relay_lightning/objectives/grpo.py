@@ -69,6 +69,8 @@ def grpo_loss(
     check_choice("importance_sampling_level", importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
     _check_clipping(loss_type, epsilon, epsilon_high, delta, rollout_is_clip_max)
     _check_batch(policy_log_probs, batch, beta, rollout_is_mode)
+    if num_micro_batches < 1:
+        raise ValueError(f"num_micro_batches must be at least 1; got {num_micro_batches}.")
 
     loss_mask, student_mask, ratio_mask = _masks(batch, teacher_tokens)
     log_probs = torch.where(loss_mask, policy_log_probs, 0.0)
@@ -97,7 +99,7 @@ def grpo_loss(
     if batch.reference_log_probs is not None:
         kl = kl_per_token(log_probs, torch.where(loss_mask, batch.reference_log_probs, 0.0), kl_estimator)
         metrics["kl"] = masked_mean(kl, loss_mask)
-        per_token_loss = per_token_loss + beta * kl if beta != 0.0 else per_token_loss
+        per_token_loss = per_token_loss + beta * kl if beta > 0.0 else per_token_loss
 
     loss = aggregate(
         per_token_loss,
@@ -150,7 +152,9 @@ def _check_batch(policy_log_probs: torch.Tensor, batch: TrainBatch, beta: float,
             f"policy_log_probs must have the shape of loss_mask {list(batch.loss_mask.shape)}; "
             f"got {list(policy_log_probs.shape)}."
         )
-    if beta != 0.0 and batch.reference_log_probs is None:
+    if beta < 0.0:
+        raise ValueError(f"beta must not be negative; got {beta}.")
+    if beta > 0.0 and batch.reference_log_probs is None:
         raise ValueError(f"reference_log_probs of the batch are needed by beta {beta}; got None.")
     if rollout_is_mode != "none" and batch.old_log_probs is None:
         raise ValueError(

@@ -192,6 +192,5 @@ class CompiledProtocol:
 
     @cached_property
     def _token_of_bytes(self) -> dict[bytes, int]:
-        """The lowest token id of every byte string."""
-        ids = reversed(range(len(self.token_bytes)))
-        return {data: token for token in ids if (data := self.token_bytes[token])}
+        """The highest token id of every byte string: SentencePiece lists its bare bytes before its pieces."""
+        return {data: token for token, data in enumerate(self.token_bytes) if data}

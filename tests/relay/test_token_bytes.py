@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.relay.token_bytes import token_bytes
@@ -101,6 +103,31 @@ def test_python_tokenizer_is_asked_to_decode_behind_another_token():
     assert spelled[:3] == [None] * 3
     stream = tokenizer.encode("é<call>\n30 </call>", add_special_tokens=False)
     assert [span.n for span in CallProtocol().compile(tokenizer).scan(stream)] == [30]
+
+
+def test_sentencepiece_model_without_a_fast_tokenizer_is_read_piece_by_piece(tmp_path):
+    text = "Let x.<call>128</call>. So?<call> 7 </call>"
+    with (tmp_path / "pieces.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter([text, "abc def 0123456789"] * 100),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=320,
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    tokenizer = SentencePieceBackend(
+        vocab_file=str(tmp_path / "pieces.model"), special_tokens_pattern="none", unk_token="<unk>", eos_token="</s>"
+    )
+    compiled = CallProtocol().compile(tokenizer)
+    stream = tokenizer.encode(text, add_special_tokens=False)
+    assert b"".join(compiled.token_bytes[token] for token in stream).decode() == " " + text
+    spans = compiled.scan(stream)
+    assert [span.n for span in spans] == [128, 7]
+    stripped = compiled.strip_commands(stream, spans)
+    assert b"".join(compiled.token_bytes[token] for token in stripped) == b" Let x.. So?"
+    assert not any(piece.startswith("<0x") for piece in tokenizer.convert_ids_to_tokens(stripped))
 
 
 def test_objects_that_cannot_be_compiled_are_refused_in_one_sentence():

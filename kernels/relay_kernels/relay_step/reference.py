@@ -69,11 +69,12 @@ def relay_step_reference(
         new_status = torch.where(is_eos, ended, new_status)
         is_written = is_active & (ends | ~is_eos)
 
+    # Rows that are left alone write to the scratch column. Taken before `num_tokens` changes: without `slots`,
+    # `position` is that very tensor.
+    column = torch.where(is_written, position, state.max_tokens)
     _store(state.status, slots, torch.where(is_active, new_status.to(torch.uint8), status))
     _store(state.num_tokens, slots, torch.where(is_written, length, position))
     _store(state.last_token, slots, torch.where(is_written, token, _rows(state.last_token, slots)))
-    # Rows that are left alone write to the scratch column.
-    column = torch.where(is_written, position, state.max_tokens)
     _write(state.tokens, slots, column, token)
     _write(state.token_source, slots, column, torch.full_like(status, int(writer)))
     _write(state.log_probs, slots, column, log_prob)

@@ -171,10 +171,6 @@ class RelayModule(LightningModule):
         """The sum of a CPU tensor over all processes."""
         return self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum").cpu()
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Prompts stay on the host."""
-        return batch
-
     def _build_decoder(self) -> RelayDecoder:
         protocol = CallProtocol().compile(self.tokenizer, self.student.config.vocab_size)
         teacher = None

@@ -26,8 +26,7 @@ from relay_lightning.types import RolloutGroup, TrainBatch
 ROLLOUT_KEY = "rollouts"
 """Where a checkpoint keeps the rollouts in use, one per process."""
 
-PROGRESS_BAR = {"reward": "reward", "accuracy": "train/accuracy", "call_ratio": "relay/call_ratio"}
-"""Names in the progress bar of the metrics that are shown there."""
+PROGRESS_BAR = {"reward", "train/accuracy", "relay/call_ratio"}
 
 
 class GRPOModule(RelayModule):
@@ -240,12 +239,8 @@ class GRPOModule(RelayModule):
         require_finite(output.loss.detach(), "loss", self.global_step)
         self.log_dict(output.metrics, sync_dist=self.trainer.world_size > 1)
         self.log("loss", output.loss.detach(), sync_dist=self.trainer.world_size > 1)
-        self.log_dict(self._buffer.metrics)
-        self.log_dict(
-            {name: self._buffer.metrics[full_name] for name, full_name in PROGRESS_BAR.items()},
-            prog_bar=True,
-            logger=False,
-        )
+        for name, value in self._buffer.metrics.items():
+            self.log(name, value, prog_bar=name in PROGRESS_BAR)
         return output.loss
 
     def rollout_metrics(self, samples: list[Sample], groups: list[RolloutGroup]) -> dict[str, float]:

@@ -97,7 +97,7 @@ def grpo_loss(
     if entropy is not None:
         metrics["entropy"] = masked_mean(entropy, loss_mask)
     if batch.reference_log_probs is not None:
-        kl = kl_per_token(log_probs, torch.where(loss_mask, batch.reference_log_probs, 0.0), kl_estimator)
+        kl = kl_per_token(log_probs, batch.reference_log_probs, kl_estimator)
         metrics["kl"] = masked_mean(kl, loss_mask)
         per_token_loss = per_token_loss + beta * kl if beta > 0.0 else per_token_loss
 

@@ -112,8 +112,9 @@ def test_advantages_equal_naive_formulas(scale_rewards, advantage_estimator, dra
 @pytest.mark.parametrize("scale_rewards", ["group", "none", "batch"])
 @pytest.mark.parametrize("advantage_estimator", ["grpo", "rloo"])
 def test_advantages_are_exactly_zero_when_rewards_of_a_group_are_equal(scale_rewards, advantage_estimator):
-    """0.7 in fp32 is not the mean of three times 0.7; divided by eps alone the rest would be an update."""
-    equal, mixed = [(1, 3, 10, 1)] * 3, [(1, 0, 10, 0), (0, 0, 10, 0), (1, 1, 10, 1)]
+    """0.9 in fp32 is not the mean of three times 0.9; divided by eps alone the rest would be an update."""
+    equal, mixed = [(1, 1, 10, 1)] * 3, [(1, 0, 10, 0), (0, 0, 10, 0), (1, 1, 10, 1)]
+    assert float(torch.full((3,), 0.9).mean()) != float(torch.tensor(0.9))
     options = {"scale_rewards": scale_rewards, "advantage_estimator": advantage_estimator}
     _, advantages = compute(equal + mixed, 3, **options)
     assert advantages[:3].tolist() == [0.0, 0.0, 0.0]

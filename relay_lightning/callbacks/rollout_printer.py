@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -44,14 +45,16 @@ class RolloutPrinter(Callback):
         self._printed_step = step
         group = max(pl_module.last_groups, key=_num_callers)
         with tqdm.external_write_mode():
-            Console(stderr=True, highlight=False).print(self._render(group, step, pl_module.tokenizer))
+            Console(stderr=True, highlight=False).print(
+                self._render(group, step, pl_module.decoder.protocol.token_bytes)
+            )
 
-    def _render(self, group: RolloutGroup, step: int, tokenizer: Any) -> Text:
+    def _render(self, group: RolloutGroup, step: int, token_bytes: Sequence[bytes | None]) -> Text:
         text = Text(f"\nstep {step} · {escape_terminal(group.prompt.question)}\n", style="bold")
         callers_first = sorted(group.rollouts, key=lambda rollout: rollout.completion.num_calls == 0)
         for rollout in callers_first[: self.num_rollouts]:
             text.append(_headline(rollout), style="not bold cyan")
-            text.append_text(Text("", style="not bold").append_text(transcript(rollout.completion, tokenizer.decode)))
+            text.append_text(Text("", style="not bold").append_text(transcript(rollout.completion, token_bytes)))
             text.append("\n")
         return text
 

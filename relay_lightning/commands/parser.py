@@ -28,12 +28,17 @@ class CommandParser(OneSentenceErrors, ArgumentParser):
     """The parser of the subcommands that are plain functions."""
 
 
-def run_function(function: Callable[..., None], arguments: list[str]) -> None:
-    """Calls `function` with the parameters that the command line (and its `--config` files) give it."""
-    name = function.__name__.removesuffix("_")
-    parser = CommandParser(prog=f"python -m relay_lightning {name}", description=inspect.getdoc(function))
+def run_function(function: Callable[..., None], arguments: list[str], *, is_positional: bool = False) -> None:
+    """Calls `function` with the parameters that the command line (and its `--config` files) give it.
+
+    `is_positional` takes the parameters without a default by their place instead of by their name.
+    """
+    description = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip()
+    parser = CommandParser(
+        prog=f"python -m relay_lightning {function.__name__.removesuffix('_')}", description=description
+    )
     parser.add_argument("--config", action="config", help="YAML file of the options below")
-    parser.add_function_arguments(function)
+    parser.add_function_arguments(function, as_group=False, as_positional=is_positional)
     parsed = parser.parse_args(arguments)
     del parsed["config"]
     function(**parser.instantiate_classes(parsed).as_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from unicodedata import category
 
@@ -16,11 +16,16 @@ HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 cursor, hide text or reorder it."""
 
 
-def transcript(completion: Completion, decode: Callable[[Sequence[int]], str]) -> Text:
-    """The completion with the teacher's tokens in colour and the commands that asked for them dimmed."""
+def transcript(completion: Completion, token_bytes: Sequence[bytes | None]) -> Text:
+    """The completion with the teacher's tokens in colour and the commands that asked for them dimmed.
+
+    `token_bytes` has the bytes of every token id, None for special tokens, which are not shown
+    (`CompiledProtocol.token_bytes`).
+    """
     text = Text()
     for author, token_ids in authored_runs(completion):
-        text.append(escape_terminal(decode(token_ids)), style=STYLES[author])
+        run = b"".join(token_bytes[token_id] or b"" for token_id in token_ids)
+        text.append(escape_terminal(run.decode(errors="replace")), style=STYLES[author])
     return text
 
 

@@ -17,8 +17,8 @@ def completion(token_ids: list[int], sources: list[TokenSource], spans: list[Rel
     return Completion(0, 0, token_ids, sources, zeros, zeros, spans, FinishReason.STOP)
 
 
-def decode_bytes(token_ids) -> str:
-    return bytes(token_ids).decode()
+BYTE_TOKENS = [bytes([value]) for value in range(256)]
+"""A vocabulary in which a token is a byte."""
 
 
 def test_runs_name_student_command_and_teacher_when_a_call_was_made():
@@ -31,7 +31,7 @@ def test_runs_name_student_command_and_teacher_when_a_call_was_made():
         ("teacher", b"XY"),
         ("student", b"d"),
     ]
-    text = transcript(done, decode_bytes)
+    text = transcript(done, BYTE_TOKENS)
     assert text.plain == "ab<c>XYd"
     assert {text.plain[span.start : span.end]: span.style for span in text.spans} == {
         "<c>": STYLES["command"],
@@ -43,7 +43,7 @@ def test_markup_and_control_sequences_stay_visible_when_a_model_writes_them():
     evil = "[red]x[/red]\x1b[2J\x07\r\u202eabc\u2028\x9b31m"
     done = completion(list(evil.encode()), [STUDENT] * len(evil.encode()), [])
     output = io.StringIO()
-    Console(file=output, force_terminal=True, width=200).print(transcript(done, decode_bytes))
+    Console(file=output, force_terminal=True, width=200).print(transcript(done, BYTE_TOKENS))
     shown = output.getvalue()
     assert "[red]x[/red]" in shown
     assert r"\x1b[2J" in shown
@@ -61,3 +61,8 @@ def test_characters_that_act_on_a_terminal_become_printable_ascii(text):
 def test_ordinary_text_is_left_alone():
     text = "Zürich: 3 × 4 = 12 \\boxed{12}\n\t日本 🙂"
     assert escape_terminal(text) == text
+
+
+def test_special_tokens_are_not_shown_and_broken_characters_are_marked():
+    done = completion([*b"ab", 0xC3, 256], [STUDENT] * 4, [])
+    assert transcript(done, [*BYTE_TOKENS, None]).plain == "ab\ufffd"

@@ -1,0 +1,88 @@
+"""`export`: a checkpoint as a folder that plain Transformers (or PEFT) opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+
+from relay_lightning.callbacks.checkpoint_io import read_checkpoint
+from relay_lightning.callbacks.config_writer import CONFIG_KEY
+from relay_lightning.commands.parser import run_function
+from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.lora import LoRASettings, add_lora
+
+STUDENT_PREFIX = "student."
+"""Where the student stands in a module's state."""
+
+
+def export(ckpt_path: str, output: str, merge: bool = False) -> None:
+    """Writes the trained student, its tokenizer and chat template to the folder OUTPUT, as safetensors.
+
+    A student trained with LoRA is written as its adapters alone, or with `--merge true` as a whole model that has
+    them added to its weights.
+
+    Args:
+        ckpt_path: checkpoint of a run, such as runs/grpo/checkpoints/last.ckpt.
+        output: folder to write; must not exist, or be empty.
+        merge: add LoRA adapters to the weights.
+    """
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"The output folder {folder} exists and is not empty.")
+    checkpoint = read_checkpoint(Path(ckpt_path))
+    settings = model_settings(checkpoint, ckpt_path)
+    student = load_model(settings["student"], dtype=torch.float32)
+    lora = settings.get("lora")
+    if merge and not lora:
+        raise ValueError(f"{ckpt_path} was trained without LoRA: there is nothing to merge.")
+    if lora:
+        add_lora(student, LoRASettings(**lora))
+    load_student_weights(student, checkpoint, ckpt_path)
+    if merge:
+        student = merged(student, settings["student"])
+    student.save_pretrained(folder, safe_serialization=True)
+    load_tokenizer(settings["student"]).save_pretrained(folder)
+    print(f"step {checkpoint['global_step']} of {ckpt_path}: {folder}")
+
+
+def model_settings(checkpoint: dict[str, Any], ckpt_path: str) -> dict[str, Any]:
+    """The arguments of the module that was trained. Raises ValueError if the checkpoint does not say."""
+    config = yaml.safe_load(checkpoint.get(CONFIG_KEY, "")) or {}
+    settings = config.get("model", {}).get("init_args", {})
+    if "student" not in settings:
+        raise ValueError(
+            f"{ckpt_path} does not say which student it trained; only checkpoints of `fit` can be exported."
+        )
+    return settings
+
+
+def load_student_weights(student: Any, checkpoint: dict[str, Any], ckpt_path: str) -> None:
+    """Puts the trained weights into `student`. Raises ValueError naming one that does not fit."""
+    weights = {
+        name.removeprefix(STUDENT_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(STUDENT_PREFIX)
+    }
+    own = student.state_dict()
+    foreign = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    if foreign or not weights:
+        raise ValueError(f"{ckpt_path} does not fit its student: {foreign[0] if foreign else 'it has no weights'}.")
+    student.load_state_dict(weights, strict=False)
+
+
+def merged(student: Any, student_name: str) -> Any:
+    """The student's own checkpoint with the adapters of `student` added to its weights."""
+    from peft import PeftModel
+
+    with TemporaryDirectory() as folder:
+        student.save_pretrained(folder)
+        return PeftModel.from_pretrained(load_model(student_name, dtype=torch.float32), folder).merge_and_unload()
+
+
+def main(arguments: list[str]) -> None:
+    """The subcommand."""
+    run_function(export, arguments)

@@ -1,0 +1,188 @@
+"""`filter`: the problems that the teacher alone solves often enough (paper, section 4.1)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from relay_lightning.callbacks.run_folder import write_atomically
+from relay_lightning.commands.parser import run_function
+from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.data.records import Problem, load_problems
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.evaluation.evaluate import evaluate
+from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.protocol import CallProtocol
+
+CountCorrect = Callable[[Sequence[Problem]], list[int]]
+"""Problems -> how many of its samples are correct, for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSettings:
+    """Everything that a pass rate depends on."""
+
+    data: str
+    num_problems: int
+    teacher: str
+    num_samples: int
+    temperature: float
+    max_completion_tokens: int
+    seed: int
+
+
+def filter_(
+    output: str,
+    data: str = "tiny:train",
+    num_problems: int | None = 4096,
+    question_column: str = "question",
+    answer_column: str = "answer",
+    teacher: str = "tiny:teacher",
+    num_samples: int = 10,
+    threshold: float = 0.5,
+    temperature: float = 0.7,
+    max_completion_tokens: int = 192,
+    num_slots: int = 128,
+    problems_per_batch: int = 64,
+    seed: int = 0,
+) -> None:
+    """Samples the teacher alone on every problem, and keeps the problems that it solves often enough.
+
+    OUTPUT gets the kept problems, a JSONL row each, to train on. OUTPUT.pass_rates gets a row for every problem as
+    soon as its samples are judged; an interrupted command goes on after the last of them.
+
+    Args:
+        output: JSONL file for the problems that are kept.
+        data: JSONL file, or `tiny:train`.
+        num_problems: how many problems to take; null takes a whole file.
+        question_column: column of the question in a JSONL row.
+        answer_column: column of the reference answer in a JSONL row.
+        teacher: folder, hub id or `tiny:teacher`.
+        num_samples: samples per problem.
+        threshold: share of correct samples from which on a problem is kept.
+        temperature: of the samples.
+        max_completion_tokens: budget of a sample.
+        num_slots: samples decoded together.
+        problems_per_batch: problems judged together; an interruption loses at most so many.
+        seed: of the samples, and of the embedded world's problems.
+    """
+    if num_samples < 1 or problems_per_batch < 1 or not 0 <= threshold <= 1:
+        raise ValueError(
+            "num_samples and problems_per_batch must be at least 1 and threshold in [0, 1], "
+            f"but they are {num_samples}, {problems_per_batch} and {threshold}."
+        )
+    problems = load_problems(
+        data, num_problems=num_problems, seed=seed, question_column=question_column, answer_column=answer_column
+    )
+    settings = FilterSettings(data, len(problems), teacher, num_samples, temperature, max_completion_tokens, seed)
+    rates_path = Path(f"{output}.pass_rates")
+    num_known = len(read_rates(rates_path, settings))
+    rest = problems[num_known:]
+    if rest:
+        count_correct = teacher_counter(settings, num_slots)
+        append_rates(rates_path, settings, judge_in_batches(rest, count_correct, settings, problems_per_batch))
+    rates = read_rates(rates_path, settings)
+    kept = [row for row in rates if row["pass_rate"] >= threshold]
+    write_atomically(Path(output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    print(f"{len(kept)} of {len(rates)} problems are solved in {threshold:.0%} of the samples or more: {output}")
+
+
+def teacher_counter(settings: FilterSettings, num_slots: int) -> CountCorrect:
+    """Counts by decoding with the teacher alone; a sample depends on its problem and the seed, not on its batch."""
+    tokenizer, model = load_tokenizer(settings.teacher), load_model(settings.teacher)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    protocol = CallProtocol().compile(tokenizer, model.config.vocab_size)
+    # The one model alone is the decoder's student; it is never offered a call.
+    decoder = RelayDecoder(LocalEngine(model.to(device)), None, protocol, num_slots=num_slots)
+    sampling = SamplingParams(settings.max_completion_tokens, settings.temperature)
+
+    def count(problems: Sequence[Problem]) -> list[int]:
+        prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
+        result = evaluate(
+            decoder, prompts, sampling, "teacher_free", seed=settings.seed, num_samples=settings.num_samples
+        )
+        correct = [judged.is_correct for judged in result.completions]
+        return [
+            sum(correct[start : start + settings.num_samples]) for start in range(0, len(correct), settings.num_samples)
+        ]
+
+    return count
+
+
+def judge_in_batches(
+    problems: Sequence[Problem], count_correct: CountCorrect, settings: FilterSettings, batch_size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of pass rates, a batch of problems at a time, behind a progress bar."""
+    with tqdm(total=settings.num_problems, initial=settings.num_problems - len(problems), unit="problem") as bar:
+        for start in range(0, len(problems), batch_size):
+            batch = problems[start : start + batch_size]
+            counts = count_correct(batch)
+            yield [_rate_row(problem, count, settings) for problem, count in zip(batch, counts, strict=True)]
+            bar.update(len(batch))
+
+
+def append_rates(path: Path, settings: FilterSettings, batches: Iterator[list[dict[str, Any]]]) -> None:
+    """Appends the rows, each batch forced to the disk; a new file begins with the settings."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write(json.dumps({"settings": asdict(settings)}) + "\n")
+        for rows in batches:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_rates(path: Path, settings: FilterSettings) -> list[dict[str, Any]]:
+    """The rows known so far; one that a kill left unfinished is cut off.
+
+    Raises ValueError if the file was made with other settings.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    rows = [json.loads(line) for line in whole.decode().split("\n")[:-1]]
+    if rows and rows[0] != {"settings": asdict(settings)}:
+        raise ValueError(
+            f"{path} was made with other settings ({_difference(rows[0], settings)}); choose another output."
+        )
+    return rows[1:]
+
+
+def _difference(header: Any, settings: FilterSettings) -> str:
+    """What the header of a file says otherwise."""
+    found = header.get("settings", {}) if isinstance(header, dict) else {}
+    changed = [
+        f"{name} was {found.get(name)!r} and is {value!r}"
+        for name, value in asdict(settings).items()
+        if found.get(name) != value
+    ]
+    return "; ".join(changed)
+
+
+def _rate_row(problem: Problem, num_correct: int, settings: FilterSettings) -> dict[str, Any]:
+    return {
+        "question": problem.question,
+        "answer": problem.answer,
+        "problem_id": problem.problem_id,
+        "num_correct": num_correct,
+        "num_samples": settings.num_samples,
+        "pass_rate": num_correct / settings.num_samples,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """The subcommand."""
+    run_function(filter_, arguments)

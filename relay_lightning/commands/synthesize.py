@@ -1,0 +1,135 @@
+"""`synthesize`: the warm-up's data, completions that the student itself writes (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from relay_lightning.callbacks.run_folder import write_atomically
+from relay_lightning.commands.parser import run_function
+from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.data.commands import MAX_COMMANDS, MAX_DIGIT_EXPONENT, insert_commands
+from relay_lightning.data.records import load_problems
+from relay_lightning.data.sft import CommandSettings, SelfSample
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.modules.self_samples import draw_self_samples, fingerprint
+from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.types import Prompt
+
+
+def synthesize(
+    output: str | None = None,
+    cache_dir: str = ".cache/self_samples",
+    data: str = "tiny:train",
+    num_problems: int | None = 4096,
+    question_column: str = "question",
+    answer_column: str = "answer",
+    student: str = "tiny:student",
+    samples_per_prompt: int = 1,
+    max_completion_tokens: int = 192,
+    temperature: float = 1.0,
+    max_commands: int = MAX_COMMANDS,
+    max_digit_exponent: int = MAX_DIGIT_EXPONENT,
+    command_free_share: float = 0.25,
+    num_slots: int = 128,
+    seed: int = 0,
+) -> None:
+    """Samples completions from the student alone, and writes commands into them.
+
+    A row of OUTPUT has the prompt, the student's own completion as text and token ids, and the same with commands, as
+    any supervised trainer takes it. Without OUTPUT the rows go to the cache of the warm-up, which then starts at once
+    (it draws commands anew in every epoch, and reads the student's own completions only).
+
+    Args:
+        output: JSONL file; null writes into the cache.
+        cache_dir: the warm-up's `model.cache_dir`.
+        data: JSONL file, or `tiny:train`.
+        num_problems: how many problems to take; null takes a whole file.
+        question_column: column of the question in a JSONL row.
+        answer_column: column of the reference answer in a JSONL row.
+        student: folder, hub id or `tiny:student`.
+        samples_per_prompt: completions of each problem.
+        max_completion_tokens: budget of a completion.
+        temperature: of the samples.
+        max_commands: commands in one completion at most.
+        max_digit_exponent: a command asks for d * 10^k tokens, d in 1..9, k in 0..this.
+        command_free_share: share of completions without a command.
+        num_slots: completions decoded together.
+        seed: of the samples, the commands, and the embedded world's problems.
+    """
+    problems = load_problems(
+        data, num_problems=num_problems, seed=seed, question_column=question_column, answer_column=answer_column
+    )
+    tokenizer, model = load_tokenizer(student), load_model(student, dtype=torch.float32)
+    prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
+    sampling = SamplingParams(max_completion_tokens, temperature)
+    identity = fingerprint(model.state_dict(), prompts, sampling, samples_per_prompt=samples_per_prompt, seed=seed)
+    path = Path(output) if output else Path(cache_dir) / f"{identity}.jsonl"
+    if path.exists():
+        raise FileExistsError(f"{path} exists already and is not overwritten.")
+    protocol = CallProtocol()
+    decoder = RelayDecoder(
+        LocalEngine(model.to("cuda" if torch.cuda.is_available() else "cpu")),
+        None,
+        protocol.compile(tokenizer, model.config.vocab_size),
+        num_slots=num_slots,
+    )
+    with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
+        samples = draw_self_samples(
+            decoder,
+            prompts,
+            sampling,
+            samples_per_prompt=samples_per_prompt,
+            seed=seed,
+            on_progress=lambda num_finished: bar.update(num_finished - bar.n),
+        )
+    settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
+    rows = sample_rows(prompts, samples, settings, tokenizer, protocol, seed)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    print(f"{len(samples)} completions: {path}")
+
+
+def sample_rows(
+    prompts: Sequence[Prompt],
+    samples: Sequence[SelfSample],
+    commands: CommandSettings,
+    tokenizer: Any,
+    protocol: CallProtocol,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """A row of plain types for each sample, those of a prompt in a row."""
+
+    def encode_command(num_requested_tokens: int) -> list[int]:
+        return list(tokenizer.encode(protocol.format(num_requested_tokens), add_special_tokens=False))
+
+    samples_per_prompt = len(samples) // len(prompts)
+    for index, sample in enumerate(samples):
+        called = insert_commands(
+            sample.completion_token_ids,
+            encode_command,
+            random.Random(f"{seed}/{index}"),
+            max_commands=commands.max_commands,
+            max_digit_exponent=commands.max_digit_exponent,
+            command_free_share=commands.command_free_share,
+        )
+        yield {
+            "prompt": prompts[index // samples_per_prompt].text,
+            "completion": tokenizer.decode(sample.completion_token_ids),
+            "completion_with_commands": tokenizer.decode(called),
+            **asdict(sample),
+        }
+
+
+def main(arguments: list[str]) -> None:
+    """The subcommand."""
+    run_function(synthesize, arguments)

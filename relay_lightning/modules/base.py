@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.data.loader import read_position
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import PromptBatch
 from relay_lightning.engine.local import LocalEngine
@@ -18,6 +20,7 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.modules.metrics import add_ratios, completion_ratios, divide
+from relay_lightning.modules.randomness import seeded
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.rewards.answers import is_correct
@@ -42,6 +45,7 @@ class RelayModule(LightningModule):
         eos_policy: str,
         lora: LoRASettings | None,
         gradient_checkpointing: bool,
+        seed: int,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
     ) -> None:
@@ -55,6 +59,7 @@ class RelayModule(LightningModule):
         self.eos_policy = eos_policy
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
+        self.seed = seed
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.student: Any = None
@@ -108,6 +113,11 @@ class RelayModule(LightningModule):
             max_call_tokens=self.max_call_tokens,
             eos_policy=self.eos_policy,
         )
+
+    def step_randomness(self) -> AbstractContextManager[None]:
+        """Around the forward pass of a training step: its dropout depends on the step and on nothing before it."""
+        position = read_position(self.trainer)
+        return seeded(self.device, "dropout", self.seed, self.global_rank, position.epoch, position.batch_index)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         """Logs the gradient norm, and stops before a gradient that is not finite can reach the weights."""

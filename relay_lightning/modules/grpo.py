@@ -135,6 +135,7 @@ class GRPOModule(RelayModule):
             eos_policy=eos_policy,
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
+            seed=seed,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )
@@ -228,7 +229,8 @@ class GRPOModule(RelayModule):
 
         Raises RuntimeError if it is not finite.
         """
-        policy = token_log_probs(self.student, batch.token_ids, batch.loss_mask, self.decoding.student.temperature)
+        with self.step_randomness():
+            policy = token_log_probs(self.student, batch.token_ids, batch.loss_mask, self.decoding.student.temperature)
         output = grpo_loss(
             policy.log_probs,
             batch,

@@ -5,7 +5,6 @@ Shapes: N completions, the G of one prompt in a row.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.modules.randomness import derive_seed
 from relay_lightning.objectives.advantages import group_advantages
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
@@ -144,7 +144,7 @@ class RolloutSampler:
             [RelayRequest(prompt, index) for prompt in prompts for index in range(settings.group_size)],
             settings.student,
             teacher_sampling=settings.teacher,
-            seed=rollout_seed(settings.seed, rollout_index, sampling_round),
+            seed=derive_seed(settings.seed, rollout_index, sampling_round),  # every rollout draws afresh
             policy=settings.policy,
             max_calls=settings.max_calls,
             max_call_tokens=settings.max_call_tokens,
@@ -157,12 +157,6 @@ class RolloutSampler:
         is_flat = [group.has_zero_variance for group in groups]
         useful = [sample for sample, flat in zip(samples, is_flat, strict=True) if not flat]
         return useful, [sample for sample, flat in zip(samples, is_flat, strict=True) if flat]
-
-
-def rollout_seed(seed: int, rollout_index: int, sampling_round: int = 0) -> int:
-    """The sampling seed of a rollout: every rollout draws afresh, and the same one always the same. 63 bits."""
-    digest = hashlib.sha256(f"{seed}/{rollout_index}/{sampling_round}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def judge(prompts: Sequence[Prompt], completions: Sequence[Completion], group_size: int) -> list[Sample]:

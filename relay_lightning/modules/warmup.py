@@ -88,18 +88,19 @@ class WarmupModule(RelayModule):
             eos_policy=eos_policy,
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
+            seed=seed,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )
         self.sampling = SamplingParams(max_completion_tokens, temperature, top_k, top_p, min_p)
         self.samples_per_prompt = samples_per_prompt
         self.cache_dir = Path(cache_dir)
-        self.seed = seed
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of the completion's tokens, commands included; the prompt is masked."""
         token_ids, loss_mask = batch.token_ids.to(self.device), batch.loss_mask.to(self.device)
-        log_probs = token_log_probs(self.student, token_ids, loss_mask).log_probs
+        with self.step_randomness():
+            log_probs = token_log_probs(self.student, token_ids, loss_mask).log_probs
         num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss = sft_loss(log_probs, loss_mask, batch.num_step_loss_tokens, num_micro_batches)
         require_finite(loss.detach(), "loss", self.global_step)

@@ -33,7 +33,7 @@ def make_module(small_pair: Any) -> Callable[..., GRPOModule]:
 @pytest.fixture
 def make_data(small_pair: Any) -> Callable[..., PromptDataModule]:
     def make(**options: Any) -> PromptDataModule:
-        source = {name: small_pair.problems for name in ("train", "val", "test")}
+        source = dict.fromkeys(("train", "val", "test"), small_pair.problems)
         return PromptDataModule(**(source | {"prompts_per_rollout": 4} | options))
 
     return make

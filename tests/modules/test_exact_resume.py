@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_training_changes_the_weights_at_every_step(run: Run, tmp_path: Path) ->
     """The premise of the test above: equal weights would prove nothing if training did nothing."""
     run(tmp_path)
     states = [torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"] for step in (1, 2, 3, 4)]
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         assert any(not torch.equal(before[name], after[name]) for name in before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -42,6 +42,7 @@ class RelayCLI(LightningCLI):
     def __init__(self, subcommand: str, arguments: list[str]) -> None:
         self._chosen = subcommand
         self._resumed_step: int | None = None
+        self._lock: IO[str] | None = None
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -85,7 +86,7 @@ class RelayCLI(LightningCLI):
             self._resumed_step = read_checkpoint(Path(config.ckpt_path), mmap=True)["global_step"]
             is_continued = is_continued or folder.contains(Path(config.ckpt_path))
         if self._writes_run_folder(config) and rank_zero_only.rank == 0:
-            folder.claim(is_continued=is_continued)
+            self._lock = folder.claim(is_continued=is_continued)
 
     def _find_last(self, folder: RunFolder) -> str | None:
         if folder.last_checkpoint.exists():

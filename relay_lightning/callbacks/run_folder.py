@@ -6,7 +6,7 @@ import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -60,8 +60,8 @@ class RunFolder:
     def contains(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.path.resolve())
 
-    def claim(self, *, is_continued: bool) -> None:
-        """Takes the folder for this process until it ends.
+    def claim(self, *, is_continued: bool) -> IO[str]:
+        """Takes the folder until the file that is given back is closed, or the process ends, however it ends.
 
         Raises FileExistsError if a run is here that is not to be continued, RuntimeError if one is still running.
         """
@@ -71,13 +71,13 @@ class RunFolder:
                 f"continue it with --ckpt_path last, or start in another folder with --run_dir {self._free_name()}."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        # Never closed: the lock lasts as long as the process, and a kill releases it.
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(handle)
+            lock.close()
             raise RuntimeError(f"The run in {self.path} is still running; stop it before it is continued.") from None
+        return lock
 
     def _free_name(self) -> Path:
         """The first of `name-2`, `name-3`, ... that is free."""

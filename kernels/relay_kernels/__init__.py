@@ -1,7 +1,7 @@
 """Operators of the relay: one folder per op, each with a plain PyTorch reference that defines it.
 
 The public function of an op has the name of its folder, and here the name means the function:
-`from relay_kernels import linear_log_probs`. What lies inside comes by `from relay_kernels.linear_log_probs import ...`.
+`from relay_kernels import linear_log_probs`. Its parts come by `from relay_kernels.linear_log_probs import ...`.
 """
 
 from relay_kernels.decode_attention import append_kv, decode_attention

@@ -43,18 +43,22 @@ class RelayCLI(LightningCLI):
         self._chosen = subcommand
         self._resumed_step: int | None = None
         self._lock: IO[str] | None = None
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            parser_class=RelayParser,
-            parser_kwargs={"prog": "python -m relay_lightning", "description": None},
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            args=[subcommand, *arguments],
-        )
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                parser_class=RelayParser,
+                parser_kwargs={"prog": "python -m relay_lightning", "description": None},
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                args=[subcommand, *arguments],
+            )
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def subcommands(self) -> dict[str, set[str]]:
         """The chosen one alone: the parsers of the others are not built."""
@@ -116,7 +120,7 @@ class RelayCLI(LightningCLI):
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         """In the order in which they must act at the end of a step: files first, then the checkpoint, then stopping."""
-        callbacks: list[Callback] = [ConfigWriter(self._dump_run()), self._get(self.config_init, "report")]
+        callbacks: list[Callback] = [self._get(self.config_init, "report"), ConfigWriter(self._dump_run())]
         if hasattr(self.model, "last_groups"):
             callbacks += [Throughput(), RolloutWriter(), self._get(self.config_init, "printer")]
         if settings["enable_progress_bar"] is not False:

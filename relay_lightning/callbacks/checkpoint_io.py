@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
+
+REQUIRED_KEYS = ("state_dict", "global_step", "pytorch-lightning_version")
+"""What every checkpoint of Lightning has."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -53,6 +57,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False
     """
     if not path.is_file():
         raise FileNotFoundError(f"The checkpoint {path} does not exist.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"The checkpoint {path} cannot be read, it is damaged or of another program.")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file surfaces as any of a dozen types
@@ -60,8 +66,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False
         raise ValueError(
             f"The checkpoint {path} cannot be read, it is damaged or of another program: {reason}"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "global_step" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of a run: it lacks 'state_dict' or 'global_step'.")
+    missing = [key for key in REQUIRED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise ValueError(f"{path} is not a checkpoint of a run: it lacks '{missing[0]}'.")
     return checkpoint
 
 

@@ -70,7 +70,7 @@ class Report(Callback):
         self._begun_s -= state_dict["wall_s"]
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
             return
         held_out = self._held_out(trainer, pl_module)

@@ -13,11 +13,18 @@ ADDRESSED = (ValueError, RuntimeError, OSError, ModuleNotFoundError)
 """Types that the packages raise with a sentence for the user; any other type is a bug."""
 NOISE = re.compile(
     "Does not validate against any|Subtypes:|Errors:|Given value"
-    "|Expected a <class 'NoneType'>|Expected a (dot import )?path"
+    "|Expected a <class 'NoneType'>|Expected a path|Expected a dot import path"
 )
 KEY = re.compile(r'Parser key "([^"]+)":?\s*(.*)')
 CLASS = re.compile(r"Problem with given class_path '([^']+)':?")
-UNKNOWN = re.compile(r"(?:Option '([^']+)' is not accepted|unrecognized arguments: (\S+).*)")
+GIVEN = re.compile(r"Given value: (.*)")
+UNKNOWN = re.compile(r"(?:[Oo]ption '([^']+)'(?: is not accepted|$)|unrecognized arguments: (\S+).*)")
+EXPECTED = (
+    (re.compile(r"Expected a (?:typing\.)?Literal\[(.*?)\]"), r"expected one of \1"),
+    (re.compile(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>"), r"expected \1"),
+    (re.compile(r"\. Got value: (.*)"), r", got '\1'"),
+)
+"""How the parser speaks of types, and how a person does."""
 
 
 def user_sentence(error: BaseException) -> str | None:
@@ -50,10 +57,12 @@ def condense_parser_message(message: str, known_keys: Iterable[str] = ()) -> str
         if line and not CLASS.match(line) and not NOISE.match(line) and line not in wrong:
             wrong.append(line)
     key = ".".join(part for part in path if part not in ("config", "subcommand"))
-    sentence = " or ".join(wrong) or " ".join(message.split())
-    return (
-        f"{key}: {_explain_unknown(sentence, key, known_keys)}" if key else _explain_unknown(sentence, key, known_keys)
-    )
+    given = GIVEN.search(message)
+    sentence = " or ".join(wrong) or (f"'{given[1]}' cannot be used here" if given else " ".join(message.split()))
+    for pattern, plain in EXPECTED:
+        sentence = pattern.sub(plain, sentence)
+    sentence = _explain_unknown(sentence, key, known_keys)
+    return f"{key}: {sentence}" if key else sentence
 
 
 def _explain_unknown(sentence: str, prefix: str, known_keys: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from relay_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, read_che
 
 
 def checkpoint(value: float, size: int = 10) -> dict:
-    return {"global_step": 3, "state_dict": {"weight": torch.full((size,), value)}}
+    return {"pytorch-lightning_version": "2.6", "global_step": 3, "state_dict": {"weight": torch.full((size,), value)}}
 
 
 def test_checkpoint_is_read_as_written(tmp_path: Path):
@@ -47,7 +47,8 @@ def test_previous_checkpoint_stays_when_the_process_is_killed_while_writing(tmp_
     AtomicCheckpointIO().save_checkpoint(checkpoint(1.0), path)
     code = (
         "import torch; from relay_lightning.callbacks.checkpoint_io import AtomicCheckpointIO\n"
-        "big = {'global_step': 4, 'state_dict': {'weight': torch.zeros(20_000_000)}}\n"
+        "big = {'pytorch-lightning_version': '2.6', 'global_step': 4}\n"
+        "big['state_dict'] = {'weight': torch.zeros(20_000_000)}\n"
         f"AtomicCheckpointIO().save_checkpoint(big, {str(path)!r})"
     )
     writer = subprocess.Popen([sys.executable, "-c", code])

@@ -54,7 +54,7 @@ NESTED = """Parser key "model":
 
 
 def test_parser_message_becomes_one_line_with_the_full_key():
-    assert condense_parser_message(NESTED) == "model.group_size: Expected a <class 'int'>. Got value: x"
+    assert condense_parser_message(NESTED) == "model.group_size: expected int, got 'x'"
 
 
 def test_unknown_key_comes_with_the_most_similar_one():
@@ -68,3 +68,22 @@ def test_unknown_key_comes_with_the_most_similar_one():
     assert condense_parser_message("unrecognized arguments: --trainr.max_steps 1", ["trainer.max_steps"]) == (
         "there is no key 'trainr.max_steps'; did you mean 'trainer.max_steps'?"
     )
+    assert condense_parser_message("Subcommand 'fit' does not accept option 'modle'", ["model", "data"]) == (
+        "there is no key 'modle'; did you mean 'model'?"
+    )
+
+
+def test_choices_and_unknown_classes_read_as_a_sentence():
+    choice = "Parser key \"loss_type\":\n  Expected a typing.Literal['grpo', 'dapo']. Got value: foo"
+    assert condense_parser_message(choice) == "loss_type: expected one of 'grpo', 'dapo', got 'foo'"
+    unknown = """Parser key "model":
+
+  - Expected a path but Nope either not accessible or invalid
+  - Does not validate against any of the Union subtypes
+  Subtypes: [<class 'LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - Expected a dot import path string: Nope
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'str'>
+  Given value: Nope"""
+    assert condense_parser_message(unknown) == "model: 'Nope' cannot be used here"

@@ -1,0 +1,92 @@
+"""`fit` through the command line: what a run leaves, and that no run is ever overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from relay_lightning.callbacks.rollout_writer import decode_runs
+
+STEPS, ROLLOUT_SIZE = 6, 16
+
+
+@pytest.fixture
+def run_folder(in_process, config, tmp_path) -> Path:
+    result = in_process("fit", "--config", config)
+    assert result.exit_code == 0, result.errors
+    return tmp_path / "runs" / "grpo"
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_run_folder_holds_everything_the_run_made(run_folder):
+    assert list((run_folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["model"]["init_args"]["group_size"] == 4
+    rollouts = rows(run_folder / "rollouts.jsonl")
+    assert [row["step"] for row in rollouts] == [step for step in (0, 2, 4) for _ in range(ROLLOUT_SIZE)]
+    assert all(len(decode_runs(row["token_source"])) == len(row["token_ids"]) > 0 for row in rollouts)
+    checkpoint = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == STEPS
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["teacher_alone"]["call_ratio"] == 1.0
+    assert summary["student_alone"]["call_ratio"] == summary["teacher_free_after"]["call_ratio"] == 0.0
+    for name in ("student_alone", "teacher_alone", "relay_before", "relay_after", "teacher_free_after"):
+        assert summary[name]["num_problems"] == 8
+    assert {"gap_recovered", "teacher_token_reduction", "wall_s", "versions", "seed"} <= summary.keys()
+    assert "teacher_token_share" in summary["random_query_router_matched"]
+    assert "accuracy" in summary["random_token_router_same_budget"]
+
+
+def test_run_is_refused_and_kept_when_its_folder_is_taken(run_folder, in_process, config):
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    result = in_process("fit", "--config", config)
+    assert result.exit_code == 2
+    assert "--ckpt_path last, or start in another folder with --run_dir runs/grpo-2" in result.sentence
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+
+
+def test_saved_configuration_reruns_the_run(run_folder, in_process, tmp_path):
+    result = in_process("fit", "--config", run_folder / "config.yaml", "--run_dir", "again")
+    assert result.exit_code == 0, result.errors
+    assert (tmp_path / "again" / "rollouts.jsonl").read_bytes() == (run_folder / "rollouts.jsonl").read_bytes()
+    first, second = (weights(folder / "checkpoints" / "last.ckpt") for folder in (run_folder, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_finished_run_is_trained_further_when_it_gets_more_steps(run_folder, in_process, config, tmp_path):
+    further = in_process("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", 8)
+    assert further.exit_code == 0, further.errors
+    whole = in_process("fit", "--config", config, "--run_dir", "whole", "--trainer.max_steps", 8)
+    assert whole.exit_code == 0, whole.errors
+    assert (run_folder / "rollouts.jsonl").read_bytes() == (tmp_path / "whole" / "rollouts.jsonl").read_bytes()
+    first, second = (weights(folder / "checkpoints" / "last.ckpt") for folder in (run_folder, tmp_path / "whole"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_trainer_subcommands_take_the_same_configuration(run_folder, in_process, config):
+    for subcommand, figure in (("validate", "val/accuracy"), ("test", "test/accuracy")):
+        result = in_process(subcommand, "--config", run_folder / "config.yaml", "--ckpt_path", "last")
+        if subcommand == "test":
+            assert result.exit_code == 0, result.errors
+            assert figure in result.output
+    assert in_process("predict", "--config", config, "--ckpt_path", "last").exit_code == 0
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(in_process, config, tmp_path):
+    result = in_process(
+        "fit", "--config", config, "--report.enabled", "false", "--model.optimizer.init_args.lr", "1e30"
+    )
+    assert result.exit_code == 2
+    assert "training stops before it reaches the weights" in result.sentence
+    kept = weights(tmp_path / "runs" / "grpo" / "checkpoints" / "last.ckpt")
+    assert kept

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from relay_lightning.types import Prompt
+from relay_lightning.types import Completion, Prompt
 
 
 class PromptStream:
@@ -97,6 +97,16 @@ class PromptBatch:
 
     def __init__(self, prompts: list[Prompt]) -> None:
         self.prompts = prompts
+
+
+class CompletionBatch:
+    """What `predict` gives of a batch: its prompts and, in the same order, their completions. Opaque as well."""
+
+    __slots__ = ("completions", "prompts")
+
+    def __init__(self, prompts: list[Prompt], completions: list[Completion]) -> None:
+        self.prompts = prompts
+        self.completions = completions
 
 
 class PromptLoader:

@@ -14,12 +14,13 @@ from torch import Tensor
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.loader import read_position
 from relay_lightning.data.records import Problem
-from relay_lightning.data.stream import PromptBatch
+from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.modules.metrics import add_ratios, completion_ratios, divide
+from relay_lightning.modules.precision import default_fp32
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.protocol import CallProtocol
@@ -105,14 +106,15 @@ class RelayModule(LightningModule):
 
     def decode_greedily(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion per prompt at temperature 0: with the teacher if there is one, else teacher-free."""
-        return self.decoder.generate(
-            [RelayRequest(prompt) for prompt in prompts],
-            SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=0.0),
-            policy="teacher_free" if self.teacher_name is None else "command",
-            max_calls=self.max_calls,
-            max_call_tokens=self.max_call_tokens,
-            eos_policy=self.eos_policy,
-        )
+        with default_fp32():
+            return self.decoder.generate(
+                [RelayRequest(prompt) for prompt in prompts],
+                SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=0.0),
+                policy="teacher_free" if self.teacher_name is None else "command",
+                max_calls=self.max_calls,
+                max_call_tokens=self.max_call_tokens,
+                eos_policy=self.eos_policy,
+            )
 
     def step_randomness(self) -> AbstractContextManager[None]:
         """Around the forward pass of a training step: its dropout depends on the step and on nothing before it."""
@@ -146,8 +148,8 @@ class RelayModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Completion]:  # noqa: ARG002
-        return self.decode_greedily(batch.prompts)
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> CompletionBatch:  # noqa: ARG002
+        return CompletionBatch(batch.prompts, self.decode_greedily(batch.prompts))
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -161,7 +163,9 @@ class RelayModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves weights that are not trained out of the checkpoint."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        # Tied weights have several names.
+        parameters = self.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in parameters if not parameter.requires_grad}
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
         }

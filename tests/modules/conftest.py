@@ -49,7 +49,11 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             every_step = ModelCheckpoint(saves, filename="{step}", every_n_train_steps=1, save_top_k=-1)
             callbacks = [*callbacks, every_step]
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        settings = quiet | {"accelerator": "cpu", "limit_val_batches": 0, "default_root_dir": tmp_path} | options
+        settings = (
+            quiet
+            | {"accelerator": "cpu", "log_every_n_steps": 1, "limit_val_batches": 0, "default_root_dir": tmp_path}
+            | options
+        )
         return Trainer(max_steps=max_steps, callbacks=callbacks, enable_checkpointing=saves is not None, **settings)
 
     return make

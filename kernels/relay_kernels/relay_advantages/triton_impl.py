@@ -37,14 +37,16 @@ def _rewards(
     num_tokens = tl.load(num_completion_tokens_ptr + offset, mask=mask, other=1).to(tl.float32)
     rho = num_teacher / tl.maximum(num_tokens, 1.0)
     if IS_SIMPLE:
-        return tl.where(is_correct, 1.0, 0.0) - rho
-    has_call = tl.load(num_calls_ptr + offset, mask=mask, other=0) > 0
-    solved = tl.max(is_correct.to(tl.int32), axis=1)[:, None] > 0
-    solved_alone = tl.max((is_correct & (has_call == 0)).to(tl.int32), axis=1)[:, None] > 0
-    when_correct = tl.where(has_call, 1.0 - rho, bonus)
-    when_silent = tl.where(solved & (solved_alone == 0), -1.0, 0.0)
-    when_called = tl.where(solved == 0, rho, 0.0) if EXPLORATION else tl.zeros_like(rho)
-    return tl.where(is_correct, when_correct, tl.where(has_call, when_called, when_silent))
+        rewards = tl.where(is_correct, 1.0, 0.0) - rho
+    else:
+        has_call = tl.load(num_calls_ptr + offset, mask=mask, other=0) > 0
+        solved = tl.max(is_correct.to(tl.int32), axis=1)[:, None] > 0
+        solved_alone = tl.max((is_correct & (has_call == 0)).to(tl.int32), axis=1)[:, None] > 0
+        when_correct = tl.where(has_call, 1.0 - rho, bonus)
+        when_silent = tl.where(solved & (solved_alone == 0), -1.0, 0.0)
+        when_called = tl.where(solved == 0, rho, 0.0) if EXPLORATION else tl.zeros_like(rho)
+        rewards = tl.where(is_correct, when_correct, tl.where(has_call, when_called, when_silent))
+    return rewards
 
 
 @triton.jit

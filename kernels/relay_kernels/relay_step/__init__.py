@@ -59,8 +59,11 @@ def relay_step(
     Raises ValueError that names the argument.
     """
     _check(logits, state, writer, slots, table)
-    choose_backend("relay_step", backend, logits.device, why_not="it has no Triton implementation")
-    relay_step_reference(
+    if choose_backend("relay_step", backend, logits.device) == "triton":
+        from relay_kernels.relay_step.triton_impl import relay_step_triton as implementation
+    else:
+        implementation = relay_step_reference
+    implementation(
         logits, state, slots, Writer[writer.upper()], table if writer == "student" else None, eos_token_ids,
         temperature, top_k, top_p, min_p, mask_commands, seed, uniforms,
     )  # fmt: skip

@@ -1,0 +1,238 @@
+"""The relay step in Triton, held to its definition: same tokens, same state, same log-probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, relay_step
+
+STUDENT, TEACHER = int(RowStatus.STUDENT), int(RowStatus.TEACHER)
+MAX_TOKENS = 12
+LOG_PROBS = ("log_probs", "sampling_log_probs")
+
+
+def make_state(num_slots, device, *, status=None, seed=0, can_call=True):
+    """Slots in the middle of their completions, some close to a limit."""
+    generator = torch.Generator().manual_seed(seed)
+    state = RelayStepState.empty(num_slots, MAX_TOKENS)
+    state.status.copy_(torch.full((num_slots,), STUDENT) if status is None else torch.as_tensor(status))
+    state.num_tokens.copy_(torch.randint(0, MAX_TOKENS - 1, (num_slots,), generator=generator))
+    state.token_limit.fill_(MAX_TOKENS)
+    state.token_limit[::5] = state.num_tokens[::5] + 1
+    state.span_limit.copy_(state.num_tokens + torch.randint(1, 3, (num_slots,), generator=generator))
+    state.can_call.fill_(can_call)
+    state.ends_on_teacher_eos[::2] = True
+    state.prompt_id.copy_(torch.randint(0, 2**40, (num_slots,), generator=generator))
+    state.sample_index.copy_(torch.arange(num_slots))
+    return to_device(state, device)
+
+
+def to_device(state, device):
+    return RelayStepState(
+        **{field.name: getattr(state, field.name).to(device).clone() for field in dataclasses.fields(state)}
+    )
+
+
+def make_table(vocab_size, device, seed=0):
+    """A random automaton of 5 states in which a third of the tokens complete a command."""
+    generator = torch.Generator().manual_seed(seed)
+    is_complete = torch.rand(5, vocab_size, generator=generator) < 0.3
+    return CommandTable(
+        next_state=torch.randint(0, 5, (5, vocab_size), generator=generator)
+        .masked_fill(is_complete, 0)
+        .to(torch.uint8),
+        is_complete=is_complete,
+        digit_action=torch.randint(0, 4, (5, vocab_size), generator=generator).to(torch.int16),
+        digit_scale=torch.tensor([1, 10, 0, 10**9]),
+        digit_value=torch.tensor([0, 7, 3, 10**9 - 1]),
+    ).to(device)
+
+
+def make_logits(shape, device, dtype=torch.float32, *, spread=2.0, seed=0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * spread).to(device, dtype)
+
+
+def check_equals_reference(logits, state, device, *, writer="student", eos=(), **options):
+    """Runs both on copies of the state; returns the state that Triton left."""
+    eos = torch.tensor(eos, dtype=torch.int64, device=device)
+    states = [to_device(state, device) for _ in range(2)]
+    for each, backend in zip(states, ("reference", "triton"), strict=True):
+        relay_step(logits, each, writer=writer, eos_token_ids=eos, backend=backend, **options)
+    expected, ours = states
+    for field in dataclasses.fields(state):
+        theirs, mine = getattr(expected, field.name), getattr(ours, field.name)
+        if mine.dim() == 2:
+            theirs, mine = theirs[:, :-1], mine[:, :-1]  # the last column is scratch
+        if field.name in LOG_PROBS:
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(mine, theirs), field.name
+    return ours
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab_size", [1, 37, 256, 4097])
+def test_temperature_sampling(device, dtype, vocab_size):
+    state = make_state(9, device)
+    options = {"table": make_table(vocab_size, device), "eos": [0, vocab_size // 2], "seed": 2**63 + 11}
+    for temperature in (1.0, 0.6, 0.0):
+        check_equals_reference(
+            make_logits((9, vocab_size), device, dtype), state, device, temperature=temperature, **options
+        )
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"top_k": 1},
+        {"top_k": 3},
+        {"top_k": 40},
+        {"top_k": 100_000},
+        {"top_p": 0.9},
+        {"top_p": 1e-6},
+        {"min_p": 0.3},
+        {"top_k": 20, "top_p": 0.5, "min_p": 0.01},
+    ],
+    ids=str,
+)
+def test_truncated_sampling(device, dtype, cut):
+    logits = make_logits((3, 4500), device, dtype, seed=3)
+    check_equals_reference(logits, make_state(3, device, seed=3), device, temperature=0.8, seed=5, **cut)
+
+
+def test_sampling_parameters_of_each_row(device):
+    options = {
+        "temperature": torch.tensor([1.0, 0.0, 0.5, 2.0], device=device),
+        "top_k": torch.tensor([0, 5, 3, 50], device=device),
+        "top_p": torch.tensor([1.0, 0.9, 0.5, 1.0], device=device),
+        "min_p": torch.tensor([0.0, 0.0, 0.1, 0.0], device=device),
+    }
+    check_equals_reference(make_logits((4, 300), device), make_state(4, device), device, **options)
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 4, "top_p": 0.9}], ids=["whole", "cut"])
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_banned_commands_are_never_drawn_even_if_they_outweigh_all_else(device, cut, temperature):
+    table, state = make_table(600, device), make_state(8, device, can_call=False)
+    state.can_call[::3] = True
+    options = {"table": table, "mask_commands": True, "temperature": temperature, **cut}
+    logits = make_logits((8, 600), device, torch.bfloat16)
+    check_equals_reference(logits, state, device, **options)
+    relay_step(
+        logits + 200.0 * table.is_complete[0], state, writer="student", backend="triton",
+        eos_token_ids=torch.tensor([], dtype=torch.int64, device=device), **options,
+    )  # fmt: skip
+    assert torch.equal(table.is_complete[0][state.last_token], state.can_call)
+
+
+@pytest.mark.parametrize("writer", ["student", "teacher"])
+def test_rows_of_others_are_left_alone_and_ends_are_seen(device, writer):
+    """Tokens repeat so often in a vocabulary of 6 that every status occurs."""
+    status = [index % 9 for index in range(45)]
+    state = make_state(45, device, status=status)
+    state.command_n.copy_(torch.randint(0, 10**9, (45,), generator=torch.Generator().manual_seed(1)))
+    state.command_state.copy_(torch.arange(45) % 5)
+    table = make_table(6, device) if writer == "student" else None
+    ours = check_equals_reference(make_logits((45, 6), device), state, device, writer=writer, table=table, eos=[2])
+    is_other = torch.tensor(status, device=device) != (STUDENT if writer == "student" else TEACHER)
+    assert torch.equal(ours.num_tokens[is_other], state.num_tokens[is_other])
+    assert torch.equal(ours.status[is_other], state.status[is_other])
+
+
+def test_every_status_of_a_step_occurs(device):
+    for writer, wanted in (
+        ("student", {RowStatus.STUDENT, RowStatus.CALLED, RowStatus.STOP, RowStatus.LENGTH}),
+        (
+            "teacher",
+            {RowStatus.TEACHER, RowStatus.DELIVERED, RowStatus.TEACHER_STOP, RowStatus.TEACHER_ENDED, RowStatus.LENGTH},
+        ),
+    ):
+        state = make_state(60, device, status=[STUDENT if writer == "student" else TEACHER] * 60)
+        table = make_table(6, device) if writer == "student" else None
+        ours = check_equals_reference(make_logits((60, 6), device), state, device, writer=writer, table=table, eos=[2])
+        assert set(ours.status.tolist()) == {int(status) for status in wanted}
+
+
+def test_slots_and_uniforms_and_strided_logits(device):
+    state = make_state(10, device)
+    slots = torch.tensor([7, 0, 3], device=device)
+    uniforms = torch.rand(10, MAX_TOKENS, generator=torch.Generator().manual_seed(4)).to(device)
+    for logits in (make_logits((3, 80), device), make_logits((80, 3), device).T, make_logits((3, 160), device)[:, :80]):
+        ours = check_equals_reference(
+            logits, state, device, slots=slots, uniforms=uniforms, table=make_table(80, device)
+        )
+        assert torch.equal(ours.status[[1, 2, 4]], state.status[[1, 2, 4]])
+
+
+def test_extreme_logits(device):
+    logits = make_logits((6, 500), device, spread=1e4)
+    logits[1] = float("-inf")
+    logits[1, 321] = 0.0
+    logits[2, 1:] = float("-inf")
+    logits[3] = 1e30
+    ours = check_equals_reference(logits, make_state(6, device), device)
+    assert int(ours.last_token[1]) == 321
+    check_equals_reference(logits[:3], make_state(3, device), device, top_k=2, top_p=0.9)
+
+
+def test_no_rows_and_all_rows_parked(device):
+    check_equals_reference(make_logits((0, 50), device), make_state(0, device), device)
+    check_equals_reference(make_logits((4, 50), device), make_state(4, device, status=[TEACHER, 0, 3, 6]), device)
+
+
+def test_steps_after_one_another(device):
+    """The arrival counters are back at zero after each launch."""
+    state, mine = make_state(3, device), make_state(3, device)
+    for step in range(3):
+        logits = make_logits((3, 9000), device, seed=step)
+        for each, backend in ((state, "reference"), (mine, "triton")):
+            relay_step(
+                logits,
+                each,
+                writer="student",
+                eos_token_ids=torch.tensor([], dtype=torch.int64, device=device),
+                backend=backend,
+            )
+        assert torch.equal(state.tokens[:, :-1], mine.tokens[:, :-1])
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.7}], ids=str)
+def test_frequencies_follow_the_probabilities_and_the_impossible_never_happens(device, cut):
+    """Evenly spread uniforms hit each token as often as its probability says, within one draw."""
+    infinity = float("inf")
+    logits = torch.tensor([1.0, -infinity, 0.3, 2.0, -40.0, -infinity, 1.9, -infinity], dtype=torch.bfloat16)
+    num_draws = 20
+    state = make_state(num_draws, device)
+    state.num_tokens.zero_()
+    state.token_limit.fill_(MAX_TOKENS)
+    uniforms = ((torch.arange(num_draws) + 0.5) / num_draws)[:, None].expand(-1, MAX_TOKENS).contiguous().to(device)
+    relay_step(
+        logits.to(device).expand(num_draws, -1), state, writer="student", uniforms=uniforms, backend="triton",
+        eos_token_ids=torch.tensor([], dtype=torch.int64, device=device), **cut,
+    )  # fmt: skip
+    kept = logits.float()
+    if cut == {"top_k": 3}:
+        kept[2] = kept[4] = float("-inf")
+    elif cut:  # 0.41 and 0.37 are the first to reach 0.7
+        kept[0] = kept[2] = kept[4] = float("-inf")
+    expected = torch.softmax(kept, 0) * num_draws
+    counts = torch.bincount(state.last_token.cpu(), minlength=8)
+    assert not counts[expected == 0].any()
+    assert (counts - expected).abs().max() <= 1.0
+
+
+def test_a_row_draws_the_same_alone_and_in_a_batch(device):
+    logits, state = make_logits((6, 700), device, torch.bfloat16), make_state(6, device)
+    alone = to_device(state, device)
+    ends = torch.tensor([], dtype=torch.int64, device=device)
+    relay_step(logits, state, writer="student", eos_token_ids=ends, top_p=0.8, backend="triton")
+    slots = torch.tensor([5], device=device)
+    relay_step(logits[5:6], alone, writer="student", eos_token_ids=ends, slots=slots, top_p=0.8, backend="triton")
+    position = int(alone.num_tokens[5]) - 1
+    for name in ("tokens", *LOG_PROBS):
+        assert torch.equal(getattr(alone, name)[5, position], getattr(state, name)[5, position])

@@ -16,7 +16,7 @@ BIAS = 100.0
 
 
 class FakeEngine:
-    """Logits are `logits_of(context)`. Keeps every slot's context in `contexts`, and counts the tokens that it was fed."""
+    """Logits are `logits_of(context)`. Keeps every slot's context in `contexts` and counts the tokens it was fed."""
 
     def __init__(
         self,

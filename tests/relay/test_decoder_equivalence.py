@@ -26,10 +26,11 @@ BUDGET = 40
 
 @dataclass(frozen=True)
 class Case:
-    """What is forced to happen to one prompt: (position, text) of the student, tokens of the teacher behind its spans."""
+    """What is forced to happen to one prompt; elsewhere the models write what they like, but do not end."""
 
     prompt_length: int
     student: tuple[tuple[int, str], ...] = ()
+    """(position in the completion, text)."""
     teacher_ends_after: int | None = None
     """The teacher's context length, beyond the prompt, at which it writes its end-of-sequence token."""
     student_ends_after: int | None = None

@@ -60,9 +60,13 @@ def sample_tokens(
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
-    """[B] int64: the first token whose cumulative probability exceeds uniform * total. probs: [B, V], of any sum."""
+    """[B] int64: the first token whose cumulative probability exceeds uniform * total. probs: [B, V], of any sum.
+
+    Where there is no such token (NaN) it is the last one, so that the log-probability shows the NaN.
+    """
     cumulative = probs.cumsum(-1)
-    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    token = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return token.clamp(max=probs.shape[-1] - 1)
 
 
 def keep_most_probable(

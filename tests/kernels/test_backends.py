@@ -28,7 +28,7 @@ def test_auto_takes_triton_on_a_gpu_unless_the_op_has_a_reason_against_it():
 
 
 def test_an_explicit_backend_that_cannot_run_raises_its_reason():
-    with pytest.raises(RuntimeError, match="'triton' of op cannot run: .*cpu"):
+    with pytest.raises(RuntimeError, match=r"'triton' of op cannot run: .*cpu"):
         choose_backend("op", "triton", CPU)
     with pytest.raises(RuntimeError, match="odd dtype"):
         choose_backend("op", "triton", CUDA, why_not="odd dtype")

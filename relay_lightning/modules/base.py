@@ -20,7 +20,7 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.modules.metrics import add_ratios, completion_ratios, divide
-from relay_lightning.modules.precision import default_fp32
+from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.protocol import CallProtocol
@@ -106,7 +106,7 @@ class RelayModule(LightningModule):
 
     def decode_greedily(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion per prompt at temperature 0: with the teacher if there is one, else teacher-free."""
-        with default_fp32():
+        with decoding_precision(self.device):
             return self.decoder.generate(
                 [RelayRequest(prompt) for prompt in prompts],
                 SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=0.0),

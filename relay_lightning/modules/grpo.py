@@ -17,7 +17,7 @@ from relay_lightning.models.lora import LoRASettings
 from relay_lightning.modules.base import RelayModule, require_finite
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
-from relay_lightning.modules.precision import default_fp32
+from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.reference import ReferencePolicy
 from relay_lightning.modules.rollout_buffer import RolloutBuffer, gather_states
 from relay_lightning.modules.rollouts import DecodeSettings, RewardSettings, RolloutSampler, Sample
@@ -181,14 +181,12 @@ class GRPOModule(RelayModule):
         Prompt -> relay decode -> RolloutGroup with rewards and advantages -> TrainBatch -> loss.
         """
         if batch.micro_batch_index == 0:
-            with default_fp32():
+            with decoding_precision(self.device):
                 samples = self.sampler.decode(batch)
                 groups = self.sampler.score(samples)
                 train_batches = self.collate(groups, batch.num_micro_batches)
             self._buffer = RolloutBuffer(batch.rollout_index, train_batches, self.rollout_metrics(samples, groups))
             self.last_groups = groups
-            # Autocast keeps the weights it has cast; those of a pass without gradients would cut off this step's.
-            torch.clear_autocast_cache()
         self._update_started_s = time.perf_counter()
         return self.loss(self._buffer.micro_batch(batch).to(self.device))
 

@@ -1,4 +1,4 @@
-"""Default number formats around code that is not a model."""
+"""Number formats around decoding, whatever precision the trainer is set to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ import torch
 
 
 @contextmanager
-def default_fp32() -> Iterator[None]:
-    """Within it new tensors are fp32: under bf16-true and 16-true, Lightning makes them lower in every step."""
+def decoding_precision(device: torch.device) -> Iterator[None]:
+    """Around everything that runs without gradients inside a training or validation step.
+
+    New tensors are fp32: under bf16-true and 16-true, Lightning makes them lower throughout a step. Under mixed
+    precision the weights are cast once and kept, where Lightning's own context would cast them anew at every token;
+    they are forgotten at the end, before the weights change.
+    """
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with torch.autocast(
+            device.type,
+            dtype=torch.get_autocast_dtype(device.type),
+            enabled=torch.is_autocast_enabled(device.type),
+            cache_enabled=True,
+        ):
+            yield
     finally:
+        torch.clear_autocast_cache()
         torch.set_default_dtype(previous)

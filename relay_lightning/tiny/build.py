@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from relay_lightning.tiny.asides import insert_asides
 from relay_lightning.tiny.evaluate import accuracy_by_kind, commands_per_completion, generate_texts, oracle_hooks
 from relay_lightning.tiny.task import BENCHMARK_MIX, STUDENT_MIX, TEACHER_MIX, Kind, TinyProblem, generate_problems
 from relay_lightning.tiny.tokenizer import (
@@ -42,11 +44,12 @@ class Recipe:
     hidden_size: int
     intermediate_size: int
     mix: Mapping[Kind, int]
+    has_asides: bool
     schedule: Schedule
 
 
-STUDENT = Recipe(2, 128, 384, STUDENT_MIX, Schedule(num_steps=2000, batch_size=32, peak_lr=3e-3))
-TEACHER = Recipe(3, 160, 480, TEACHER_MIX, Schedule(num_steps=2000, batch_size=32, peak_lr=2e-3))
+STUDENT = Recipe(3, 128, 256, STUDENT_MIX, True, Schedule(num_steps=4000, batch_size=16, peak_lr=3e-3))
+TEACHER = Recipe(4, 160, 320, TEACHER_MIX, False, Schedule(num_steps=4000, batch_size=16, peak_lr=2e-3))
 WARMUP_SCHEDULE = Schedule(num_steps=150, batch_size=32, peak_lr=3e-4, num_warmup_steps=20)
 NUM_WARMUP_COMPLETIONS = 4000
 
@@ -76,10 +79,12 @@ def pretrain(recipe: Recipe, tokenizer: Tokenizer, seed: int, label: str) -> Qwe
     """A network trained on fresh training problems of the recipe's mix; no problem comes twice but by chance."""
     model = new_model(recipe, tokenizer, seed)
     corpus_seeds = itertools.count(1_000_000 * (seed + 1))
+    rng = random.Random(seed)
 
     def draw_samples(count: int) -> list[Sample]:
         problems = generate_problems("train", count, next(corpus_seeds), recipe.mix)
-        return _samples(tokenizer, problems, _encode(tokenizer, [problem.solution for problem in problems]))
+        samples = _samples(tokenizer, problems, _encode(tokenizer, [problem.solution for problem in problems]))
+        return [insert_asides(sample, tokenizer, rng) for sample in samples] if recipe.has_asides else samples
 
     train(model, draw_samples, recipe.schedule, seed, label)
     return model

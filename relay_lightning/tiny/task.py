@@ -6,8 +6,9 @@ An item is an invented word of two syllables with a fixed price. Three groups of
 - `catalogue`: only the teacher's corpus does. The student's shows these items with a random price stated in the prompt.
 - `unlisted`: no corpus does, so nobody knows them.
 
-A price stated in the prompt overrides the item's own. Every syllable occurs in every group, so that a group cannot be
-told from a syllable, and whoever can write one item can write them all.
+A price stated in the prompt ("3 kebu at 37") overrides the item's own. Every syllable occurs in every group, so that a
+group cannot be told from a syllable, and whoever can write one item can write them all. The items of one basket share
+no syllable: reading a price off the prompt is meant to be the easy part.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ WORLD_SEED = 20260105
 SYLLABLES = ("ke", "bu", "lo", "mi", "ta", "ri", "po", "na", "su", "ve", "di", "ga")
 BUYERS = ("Mia", "Tom", "Ana", "Ben", "Zoe", "Leo")
 OPENINGS = ("{buyer} buys {basket}.", "{buyer} takes {basket}.")
-QUESTIONS = ("How much does {buyer} pay?", "What does {buyer} pay?")
+QUESTIONS = ("How many coins does {buyer} pay?", "What does {buyer} pay in coins?")
 
 MIN_PRICE, MAX_PRICE = 12, 69
 MIN_QUANTITY, MAX_QUANTITY = 2, 6
@@ -117,7 +118,7 @@ def generate_problems(
 
 def stated_prices(question: str) -> dict[str, int]:
     """Price in coins of every item whose price the question states."""
-    return {item: int(price) for item, price in re.findall(r"one (\w+) costs (\d+) coins", question)}
+    return {item: int(price) for item, price in re.findall(r"\d (\w+) at (\d+)", question)}
 
 
 def solution_prices(solution: str) -> dict[str, int]:
@@ -147,21 +148,19 @@ def _draw_problem(split: Split, problem_id: int, kind: Kind, rng: random.Random)
 
 
 def _draw_basket(kind: Kind, rng: random.Random) -> list[Purchase]:
-    """Two or three different items; which ones have a hidden price follows from the kind."""
+    """Two or three items without a common syllable; which ones have a hidden price follows from the kind."""
     num_items = 2 if rng.random() < 0.65 else 3
-    hidden: list[str] = []
-    if kind == "relay":
-        hidden = rng.sample(GROUPS["catalogue"], 2 if rng.random() < 0.25 else 1)
-    elif kind == "open":
-        hidden = rng.sample(GROUPS["unlisted"], 1)
-    known = set(hidden)
-    basket = [_purchase(item, False, rng) for item in hidden]
+    num_hidden = {"solo": 0, "relay": 2 if rng.random() < 0.25 else 1, "open": 1}[kind]
+    hidden_pool = GROUPS["unlisted" if kind == "open" else "catalogue"]
+    basket: list[Purchase] = []
+    free_syllables = set(SYLLABLES)
     while len(basket) < num_items:
-        is_stated = rng.random() < 0.5
-        item = rng.choice(ALL_ITEMS if is_stated else GROUPS["common"])
-        if item not in known:
-            known.add(item)
-            basket.append(_purchase(item, is_stated, rng))
+        is_hidden = len(basket) < num_hidden
+        is_stated = not is_hidden and rng.random() < 0.5
+        pool = hidden_pool if is_hidden else ALL_ITEMS if is_stated else GROUPS["common"]
+        item = rng.choice([item for item in pool if {item[:2], item[2:]} <= free_syllables])
+        free_syllables -= {item[:2], item[2:]}
+        basket.append(_purchase(item, is_stated, rng))
     rng.shuffle(basket)
     return basket
 
@@ -181,14 +180,11 @@ def _split_of(basket: list[Purchase]) -> Split:
 
 
 def _question_text(basket: list[Purchase], rng: random.Random) -> str:
-    """The basket, the stated prices in an order of their own, and the question."""
+    """The basket, with the stated prices behind their items, and the question."""
     buyer = rng.choice(BUYERS)
-    entries = [f"{line.quantity} {line.item}" for line in basket]
+    entries = [f"{line.quantity} {line.item}" + (f" at {line.price}" if line.is_stated else "") for line in basket]
     joined = ", ".join(entries[:-1]) + " and " + entries[-1]
-    stated = [f"Today one {line.item} costs {line.price} coins." for line in basket if line.is_stated]
-    rng.shuffle(stated)
-    opening = rng.choice(OPENINGS).format(buyer=buyer, basket=joined)
-    return " ".join([opening, *stated, rng.choice(QUESTIONS).format(buyer=buyer)])
+    return rng.choice(OPENINGS).format(buyer=buyer, basket=joined) + " " + rng.choice(QUESTIONS).format(buyer=buyer)
 
 
 def _solution_text(basket: list[Purchase]) -> str:

@@ -79,6 +79,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "pad_token": PADDING,
         "bos_token": None,
         "unk_token": None,
+        "additional_special_tokens": [START_OF_TURN],
         "clean_up_tokenization_spaces": False,
         "model_max_length": MODEL_MAX_LENGTH,
         "chat_template": CHAT_TEMPLATE,

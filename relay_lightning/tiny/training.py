@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Sample:
 
     prompt_token_ids: list[int]
     completion_token_ids: list[int]
+    unlearnt: frozenset[int] = field(default_factory=frozenset)
+    """Positions in the completion that are read but not learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
         stop = start + len(sample.completion_token_ids)
         token_ids[row, :stop] = torch.tensor(sample.prompt_token_ids + sample.completion_token_ids)
         labels[row, start:stop] = token_ids[row, start:stop]
+        labels[row, [start + position for position in sample.unlearnt]] = _IGNORED
     return token_ids, labels
 
 

@@ -30,6 +30,16 @@ def test_prompt_tokens_are_context_only():
     assert torch.equal(rows[[0, 1, 2, 5, 6, 7]], torch.zeros(6, 8))
 
 
+def test_unlearnt_positions_are_context_only():
+    model = Echo(8)
+    schedule = Schedule(num_steps=30, batch_size=2, peak_lr=0.3, num_warmup_steps=1, weight_decay=0.0)
+    train(model, lambda count: [Sample([1], [2, 3, 4], frozenset({1}))] * count, schedule, seed=0, label="echo")
+    rows = model.table.weight.detach()
+    assert rows[1].argmax() == 2
+    assert torch.equal(rows[2], torch.zeros(8))
+    assert rows[3].argmax() == 4
+
+
 def test_padding_changes_no_gradient():
     def trained(samples: list[Sample]) -> torch.Tensor:
         model = Echo(8)

@@ -80,9 +80,9 @@ class Side:
         start_s = time.perf_counter()
         device = self.state.tokens.device
         num_cached = [min(reading.num_cached, len(reading.context) - 1) for reading in readings]
+        self._share_prefixes(readings, num_cached)
         slots = torch.tensor([reading.slot for reading in readings], device=device)
         self.engine.truncate(slots, torch.tensor(num_cached, device=device))
-        num_cached = self._share_prefixes(readings, num_cached)
         missing = [
             (reading.slot, reading.context[cached:-1]) for reading, cached in zip(readings, num_cached, strict=True)
         ]
@@ -117,40 +117,40 @@ class Side:
             status, last_token = status[slots], last_token[slots]
         return self.engine.step(last_token, status == self.writer, slots)
 
-    def _share_prefixes(self, readings: Sequence[Reading], num_cached: list[int]) -> list[int]:
-        """Copies prompts into new slots that share them, read once if no slot has them. Returns the new num_cached."""
-        new: dict[tuple[int, ...], list[int]] = {}
+    def _share_prefixes(self, readings: Sequence[Reading], num_cached: list[int]) -> None:
+        """Copies prompts into new slots that share them, read once if no slot has them; raises their num_cached."""
+        groups: dict[tuple[int, ...], list[int]] = {}
         for index, reading in enumerate(readings):
-            if num_cached[index] > 0:
-                continue
-            self._prefix_in_slot[reading.slot] = None
-            if reading.num_shared > 1:
-                new.setdefault(tuple(reading.context[: reading.num_shared]), []).append(index)
-        if not new:
-            return num_cached
-        num_cached = list(num_cached)
-        holders = {prefix: slot for slot, prefix in enumerate(self._prefix_in_slot) if prefix in new}
-        to_read = [
-            (readings[ids[0]].slot, list(prefix[:-1]))
-            for prefix, ids in new.items()
-            if len(ids) > 1 and prefix not in holders
-        ]
-        self._read(to_read)
-        for prefix, indices in new.items():
-            length = len(prefix) - 1
-            slots = [readings[index].slot for index in indices]
-            if prefix not in holders and len(indices) > 1:
-                num_cached[indices[0]] = length
-            source = holders.get(prefix, slots[0])
-            targets = [slot for slot in slots if slot != source]
-            if targets:
-                self.engine.copy_prefix(source, torch.tensor(targets, device=self.state.tokens.device), length)
-                self.num_shared_prefill_tokens += length * len(targets)
-                for index in indices:
-                    num_cached[index] = length
-            for slot in slots:
+            if num_cached[index] == 0:
+                groups.setdefault(tuple(reading.context[: reading.num_shared]), []).append(index)
+        sources = {prefix: self._find_holder(prefix, groups, readings) for prefix in groups}
+        owners = {prefix: ids[0] for prefix, ids in groups.items() if sources[prefix] is None and len(ids) > 1}
+        if owners:
+            slots = torch.tensor([readings[index].slot for index in owners.values()], device=self.state.tokens.device)
+            self.engine.truncate(slots, torch.zeros_like(slots))
+            self._read([(readings[index].slot, list(prefix[:-1])) for prefix, index in owners.items()])
+        for prefix, indices in groups.items():
+            slots_of = {readings[index].slot: index for index in indices}
+            source = readings[owners[prefix]].slot if prefix in owners else sources[prefix]
+            targets = [slot for slot in slots_of if slot != source]
+            for slot in slots_of:
                 self._prefix_in_slot[slot] = prefix
-        return num_cached
+            if source is None:
+                continue
+            length = len(prefix) - 1
+            for index in indices:
+                num_cached[index] = length
+            if targets and length:
+                self.engine.copy_prefix(source, torch.tensor(targets, device=self.state.tokens.device), length)
+            self.num_shared_prefill_tokens += length * (len(indices) - (prefix in owners))
+
+    def _find_holder(
+        self, prefix: tuple[int, ...], groups: dict[tuple[int, ...], list[int]], readings: Sequence[Reading]
+    ) -> int | None:
+        """A slot that holds `prefix` and is not about to be rewritten with another one."""
+        rewritten = {readings[index].slot for other, ids in groups.items() if other != prefix for index in ids}
+        slots = (slot for slot, held in enumerate(self._prefix_in_slot) if held == prefix and slot not in rewritten)
+        return next(slots, None)
 
     def _read(self, missing: list[tuple[int, list[int]]]) -> None:
         """Feeds each slot its tokens, longest first, in chunks of similar length."""

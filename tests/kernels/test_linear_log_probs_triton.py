@@ -166,6 +166,14 @@ def test_a_weight_of_another_dtype_keeps_its_dtype_in_the_gradient(device):
     torch.testing.assert_close(ours, weight.grad, rtol=2e-2, atol=5e-3)
 
 
+def test_a_target_outside_the_vocabulary_gives_nan_when_nobody_looked(device):
+    hidden, weight, _, targets = draw(device, torch.float32, (3, 5, 4))
+    targets[1] = -100
+    log_probs, entropy = triton_impl.linear_log_probs_triton(hidden, weight, targets)
+    assert log_probs.isnan().tolist() == [False, True, False]
+    assert entropy.isfinite().all()
+
+
 def test_a_dtype_it_has_not_is_refused(device):
     hidden, weight, bias, targets = draw(device, torch.float64, (3, 5, 4))
     with pytest.raises(RuntimeError, match="float64"):

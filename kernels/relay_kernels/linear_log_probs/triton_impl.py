@@ -320,10 +320,12 @@ def _forward(
     tiles = _tiles(hidden.dtype, dim)
     split = SPLIT_TILES * tiles["BLOCK_V"]
     num_splits = triton.cdiv(vocab_size, split)
-    results = [torch.empty(num_tokens, dtype=torch.float32, device=hidden.device) for _ in range(5)]
-    log_probs, entropy, row_peak, log_total, target = results
+    results = [torch.empty(num_tokens, dtype=torch.float32, device=hidden.device) for _ in range(4)]
+    log_probs, entropy, row_peak, log_total = results
     if num_tokens == 0:
         return log_probs, entropy, row_peak, log_total
+    # A target outside the vocabulary is found by no program and leaves NaN: the values are not read back to refuse it.
+    target = torch.full_like(log_probs, math.nan)
     parts = [torch.empty((num_splits, num_tokens), dtype=torch.float32, device=hidden.device) for _ in range(3)]
     with on_device(hidden):
         _forward_kernel[(triton.cdiv(num_tokens, tiles["BLOCK_T"]), num_splits)](

@@ -26,14 +26,30 @@ class SmallPair:
 
 @pytest.fixture(scope="session")
 def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
-    from relay_lightning.tiny.build import Recipe, new_model, save_model
-    from relay_lightning.tiny.task import STUDENT_MIX
-    from relay_lightning.tiny.tokenizer import chat_text, train_tokenizer
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from relay_lightning.tiny.tokenizer import chat_text, save_tokenizer, train_tokenizer
     from relay_lightning.tiny.training import Sample, Schedule, train
 
     folder = tmp_path_factory.mktemp("small-pair")
     tokenizer = train_tokenizer()
     end_of_turn = tokenizer.token_to_id("<|im_end|>")
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=end_of_turn,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    schedule = Schedule(num_steps=120, batch_size=8, peak_lr=2e-2, num_warmup_steps=10)
     questions = [f"How many {word}?" for word in ("kebu", "lomi", "tari", "nasu", "vedi", "gapo", "buna", "suri")]
 
     def draw(rng: random.Random, write: Callable[[random.Random], str]) -> Sample:
@@ -41,11 +57,12 @@ def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
         return Sample(prompt, [*tokenizer.encode(write(rng)).ids, end_of_turn])
 
     for name, write in (("student", _calling_text), ("teacher", _plain_text)):
-        schedule = Schedule(num_steps=120, batch_size=8, peak_lr=2e-2, num_warmup_steps=10)
-        model = new_model(Recipe(1, 32, 64, STUDENT_MIX, schedule), tokenizer, seed=0)
+        torch.manual_seed(0)
+        model = Qwen3ForCausalLM(config)
         rng = random.Random(name)
         train(model, lambda count, rng=rng, write=write: [draw(rng, write) for _ in range(count)], schedule, 0, name)
-        save_model(model, tokenizer, folder / name)
+        model.save_pretrained(folder / name)
+        save_tokenizer(tokenizer, folder / name)
     rows = [{"question": question, "answer": str(number % 3 + 1)} for number, question in enumerate(questions)]
     problems = folder / "problems.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

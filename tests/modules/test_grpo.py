@@ -60,7 +60,8 @@ def test_metrics_carry_the_names_users_know(fit: Any) -> None:
         "entropy", "kl", "clip_ratio/region_mean", "sampling/sampling_logp_difference/mean", "relay/call_ratio",
         "relay/calls_per_completion", "relay/called_frac", "relay/malformed_call_frac", "relay/teacher_tokens",
         "relay/teacher_prefill_tokens", "train/accuracy", "reward_case/student_solvable",
-        "reward_case/teacher_dependent", "reward_case/teacher_unsolvable", "time/rollout_s", "time/reward_s", "loss", "grad_norm",
+        "reward_case/teacher_dependent", "reward_case/teacher_unsolvable", "time/rollout_s", "time/reward_s", "loss",
+        "grad_norm",
     }  # fmt: skip
     assert expected <= first.keys()
     assert second["time/update_s"] > 0

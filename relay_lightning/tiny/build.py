@@ -48,9 +48,9 @@ class Recipe:
     schedule: Schedule
 
 
-STUDENT = Recipe(3, 128, 256, STUDENT_MIX, True, Schedule(num_steps=4000, batch_size=16, peak_lr=3e-3))
-TEACHER = Recipe(4, 160, 320, TEACHER_MIX, False, Schedule(num_steps=4000, batch_size=16, peak_lr=2e-3))
-WARMUP_SCHEDULE = Schedule(num_steps=150, batch_size=32, peak_lr=3e-4, num_warmup_steps=20)
+STUDENT = Recipe(3, 128, 256, STUDENT_MIX, True, Schedule(num_steps=4500, batch_size=16, peak_lr=3e-3))
+TEACHER = Recipe(4, 160, 320, TEACHER_MIX, False, Schedule(num_steps=4500, batch_size=16, peak_lr=2e-3))
+WARMUP_SCHEDULE = Schedule(num_steps=600, batch_size=32, peak_lr=1e-3, num_warmup_steps=20)
 NUM_WARMUP_COMPLETIONS = 4000
 
 

@@ -18,12 +18,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STDERR = 2
 
 
-class RunInterruptedError(Exception):
+class RunInterruptedError(RuntimeError):
     """A run was stopped by a signal, after its checkpoint was written."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+        """As shells report a process that a signal ended."""
 
 
 class GracefulStop(Callback):

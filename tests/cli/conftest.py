@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -84,7 +85,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts one command line as a process of its own, in an empty folder."""
 
-    def call(*arguments: object) -> subprocess.Popen[str]:
+    def call(*arguments: object, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "relay_lightning", *map(str, arguments)],
             cwd=tmp_path,
@@ -92,6 +93,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            **options,
         )
 
     return call

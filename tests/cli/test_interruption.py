@@ -1,0 +1,146 @@
+"""Runs that are killed, told to stop, or run out of disk, each as a process of its own through the command line."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+STEPS = 8
+PATIENCE_S = 120
+
+
+def checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Same weights, optimiser state, rollouts and figures, bit for bit."""
+    one, other = checkpoint(first), checkpoint(second)
+    assert one["global_step"] == other["global_step"]
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"])
+    for left, right in zip(optimizer_tensors(one), optimizer_tensors(other), strict=True):
+        assert torch.equal(left, right)
+    assert (first / "rollouts.jsonl").read_bytes() == (second / "rollouts.jsonl").read_bytes()
+    figures, others = (json.loads((folder / "summary.json").read_text()) for folder in (first, second))
+    assert {**figures, "wall_s": None} == {**others, "wall_s": None}
+
+
+def optimizer_tensors(saved: dict) -> list[torch.Tensor]:
+    (state,) = saved["optimizer_states"]
+    return [tensor for moments in state["state"].values() for tensor in moments.values()]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds; fails when the process ends before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def modified_ns(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def num_bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.fixture
+def whole(in_process, config, tmp_path) -> Path:
+    """A run that nothing interrupted."""
+    result = in_process("fit", "--config", config, "--run_dir", "whole", "--trainer.max_steps", STEPS)
+    assert result.exit_code == 0, result.errors
+    return tmp_path / "whole"
+
+
+def test_killed_run_ends_as_one_never_interrupted(whole, start, config, tmp_path):
+    folder = tmp_path / "killed"
+    arguments = ["fit", "--config", config, "--run_dir", "killed", "--trainer.max_steps", STEPS, "--ckpt_path", "last"]
+    saved = folder / "checkpoints" / "last.ckpt"
+    for num_kills in range(1, 4):
+        known = modified_ns(saved)
+        process = start(*arguments)
+        wait_for(lambda known=known: modified_ns(saved) != known, process)
+        time.sleep(0.05 * num_kills)  # somewhere in the steps after it: in a rollout, an update, or a write
+        process.kill()
+        process.communicate()
+    process = start(*arguments)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_is_answered_by_a_checkpoint_and_a_clear_line(whole, start, config, tmp_path, signal_number):
+    folder = tmp_path / "stopped"
+    # no checkpoint but the one that the signal asks for
+    arguments = ["--config", config, "--run_dir", "stopped", "--trainer.max_steps", STEPS]
+    process = start("fit", *arguments, "--checkpoint.every_n_train_steps", 1000)
+    wait_for(lambda: num_bytes(folder / "rollouts.jsonl") > 0, process)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + signal_number
+    assert "Traceback" not in errors
+    assert f"Stopped by {signal_number.name} after step" in errors.strip().splitlines()[-1]
+    assert 0 < checkpoint(folder)["global_step"] < STEPS
+    process = start("fit", *arguments, "--ckpt_path", "last")
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
+    assert_same_run(whole, folder)
+
+
+def test_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(in_process, start, config, tmp_path):
+    folder = tmp_path / "runs" / "grpo"
+    first = in_process("fit", "--config", config, "--report.enabled", "false", "--trainer.max_steps", 2)
+    assert first.exit_code == 0, first.errors
+    half = num_bytes(folder / "checkpoints" / "last.ckpt") // 2
+    process = start(
+        *("fit", "--config", config, "--report.enabled", "false", "--ckpt_path", "last"),
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (half, half)
+        ),  # stands in for a disk that fills up
+    )
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "Traceback" not in errors
+    assert "the one before it is intact" in errors.strip().splitlines()[-1]
+    assert checkpoint(folder)["global_step"] == 2
+
+
+def test_folder_of_a_running_run_is_refused(start, in_process, config, tmp_path):
+    process = start("fit", "--config", config, "--run_dir", "busy", "--trainer.max_steps", 1000)
+    try:
+        wait_for((tmp_path / "busy" / "checkpoints" / "last.ckpt").exists, process)
+        result = in_process("fit", "--config", config, "--run_dir", "busy", "--ckpt_path", "last")
+        assert result.exit_code == 2
+        assert "is still running" in result.sentence
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_train_and_report_together(in_process, start, config, tmp_path):
+    arguments = ["--trainer.strategy", "ddp", "--trainer.devices", 2, "--trainer.accelerator", "cpu"]
+    process = start("fit", "--config", config, "--run_dir", "both", *arguments)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
+    folder = tmp_path / "both"
+    for rank in ("", "-1"):
+        assert len((folder / f"rollouts{rank}.jsonl").read_text().splitlines()) == 24
+    alone = in_process("fit", "--config", config, "--run_dir", "alone")
+    assert alone.exit_code == 0, alone.errors
+    both, one = (json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "alone"))
+    for name in ("student_alone", "teacher_alone", "relay_before"):
+        assert both[name] == one[name]

@@ -1,7 +1,8 @@
-"""Trains the embedded pair from nothing: `python -m relay_lightning.tiny.build --out DIR [--seed 0]`.
+"""Trains the embedded pair from nothing: `python -m relay_lightning.tiny.build --out DIR [--seed 0] [--bf16]`.
 
 Writes three Hugging Face folders, `student`, `warm-student` and `teacher`, and prints how each of them does on held-out
 problems. The two networks differ in size and in what they were told: only the teacher's corpus holds catalogue prices.
+The packaged student and teacher were made with `--bf16`, which is faster on processors that multiply in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,8 +49,8 @@ class Recipe:
     schedule: Schedule
 
 
-STUDENT = Recipe(3, 128, 256, STUDENT_MIX, True, Schedule(num_steps=4500, batch_size=16, peak_lr=3e-3))
-TEACHER = Recipe(4, 160, 320, TEACHER_MIX, False, Schedule(num_steps=4500, batch_size=16, peak_lr=2e-3))
+STUDENT = Recipe(3, 128, 256, STUDENT_MIX, True, Schedule(num_steps=3500, batch_size=16, peak_lr=3e-3))
+TEACHER = Recipe(4, 160, 320, TEACHER_MIX, False, Schedule(num_steps=3000, batch_size=16, peak_lr=2e-3))
 WARMUP_SCHEDULE = Schedule(num_steps=600, batch_size=32, peak_lr=1e-3, num_warmup_steps=20)
 NUM_WARMUP_COMPLETIONS = 4000
 
@@ -75,7 +76,7 @@ def new_model(recipe: Recipe, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausal
     return Qwen3ForCausalLM(config)
 
 
-def pretrain(recipe: Recipe, tokenizer: Tokenizer, seed: int, label: str) -> Qwen3ForCausalLM:
+def pretrain(recipe: Recipe, tokenizer: Tokenizer, seed: int, label: str, has_bf16: bool = False) -> Qwen3ForCausalLM:
     """A network trained on fresh training problems of the recipe's mix; no problem comes twice but by chance."""
     model = new_model(recipe, tokenizer, seed)
     corpus_seeds = itertools.count(1_000_000 * (seed + 1))
@@ -86,7 +87,7 @@ def pretrain(recipe: Recipe, tokenizer: Tokenizer, seed: int, label: str) -> Qwe
         samples = _samples(tokenizer, problems, _encode(tokenizer, [problem.solution for problem in problems]))
         return [insert_asides(sample, tokenizer, rng) for sample in samples] if recipe.has_asides else samples
 
-    train(model, draw_samples, recipe.schedule, seed, label)
+    train(model, draw_samples, replace(recipe.schedule, has_bf16=has_bf16), seed, label)
     return model
 
 
@@ -128,7 +129,7 @@ def report(model: Qwen3ForCausalLM, tokenizer: Tokenizer, label: str, problems: 
         print(f"{label}, {name}: {scores}; {commands_per_completion(texts):.2f} commands a completion", flush=True)
 
 
-def build(out: Path, seed: int) -> None:
+def build(out: Path, seed: int, has_bf16: bool) -> None:
     """Trains, saves and reports all three."""
     tokenizer = train_tokenizer()
     problems = generate_problems("test", NUM_TEST_PROBLEMS, TEST_SEED)
@@ -140,8 +141,8 @@ def build(out: Path, seed: int) -> None:
         print(f"{label}: {num_parameters:,} parameters, saved after {(time.monotonic() - started_s) / 60:.1f} minutes")
         report(model, tokenizer, label, problems)
 
-    finish(pretrain(TEACHER, tokenizer, seed, "teacher"), "teacher")
-    student = pretrain(STUDENT, tokenizer, seed, "student")
+    finish(pretrain(TEACHER, tokenizer, seed, "teacher", has_bf16), "teacher")
+    student = pretrain(STUDENT, tokenizer, seed, "student", has_bf16)
     finish(student, "student")
     finish(warm_up(student, tokenizer, seed), "warm-student")
 
@@ -162,8 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for student, warm-student and teacher")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, corpora and sampling")
+    parser.add_argument("--bf16", action="store_true", help="pretrain with bfloat16 matrix products")
     arguments = parser.parse_args()
-    build(arguments.out, arguments.seed)
+    build(arguments.out, arguments.seed, arguments.bf16)
 
 
 if __name__ == "__main__":

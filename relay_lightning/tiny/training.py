@@ -38,6 +38,8 @@ class Schedule:
     peak_lr: float
     num_warmup_steps: int = 100
     weight_decay: float = 0.05
+    has_bf16: bool = False
+    """Whether matrix products run in bfloat16; weights, gradients and optimiser stay fp32."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -64,7 +66,10 @@ def train(
             batches = _draw_batches(draw_samples, schedule.batch_size, generator)
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step)
-        loss = _completion_loss(model, *batches.pop())
+        # One context a step: autocast keeps its bf16 copies of the weights until it is left, so one around the whole
+        # loop would go on computing with the weights of the first step.
+        with torch.autocast("cpu", torch.bfloat16, enabled=schedule.has_bf16):
+            loss = _completion_loss(model, *batches.pop())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

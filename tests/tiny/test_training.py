@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,29 @@ def test_padding_changes_no_gradient():
     short, long = Sample([1], [2]), Sample([1, 1, 1, 1, 1], [2])
     # A short row beside a long one is padded; its prompt is longer but both learn `1 -> 2` alone.
     assert torch.allclose(trained([short, long]), trained([short, short]))
+
+
+def test_bf16_products_see_the_weights_of_their_own_step():
+    """Autocast around the whole loop once trained on the first step's weights for ever."""
+
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(4, 4)
+            self.head = nn.Linear(4, 4, bias=False)
+            self.seen: list[torch.Tensor] = []
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> "Line":
+            assert not use_cache
+            self.logits = self.head(self.embed(input_ids))
+            self.seen.append(self.head(torch.eye(4)).detach().float())
+            return self
+
+    torch.manual_seed(0)
+    model = Line()
+    schedule = Schedule(num_steps=4, batch_size=1, peak_lr=0.1, num_warmup_steps=1, has_bf16=True)
+    train(model, lambda count: [Sample([1], [2])] * count, schedule, seed=0, label="line")
+    assert all(not torch.equal(before, after) for before, after in itertools.pairwise(model.seen))
 
 
 def test_learning_rate_rises_then_falls_to_zero():

@@ -13,7 +13,7 @@ VIEW_BUCKET = 32
 
 
 class SlotKVCache:
-    """Per-layer keys and values [S, H, C + 1, D]; column C takes the writes of padding and of rows that are left alone.
+    """Per-layer keys and values [S, C + 1, H, D]; column C takes the writes of padding and of rows that are left alone.
 
     A forward pass is announced with `begin`; the model then calls `update` once per layer. Storage is made by the
     first update of a layer, with the dtype and head shape that the model has.
@@ -32,6 +32,7 @@ class SlotKVCache:
         self._columns = torch.arange(max_length + VIEW_BUCKET, device=device)
         self._slots: Tensor | None = None
         self._write_at = self.lengths
+        """[N * T]: where the tokens of the announced pass go, as rows of [S * (C + 1), H * D]."""
         self._num_columns = 0
 
     def begin(self, slots: Tensor | None, num_new: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
@@ -43,12 +44,14 @@ class SlotKVCache:
         lengths = self.lengths if slots is None else self.lengths.index_select(0, slots)
         if num_tokens == 1:
             positions = lengths[:, None]
-            self._write_at = torch.where(num_new > 0, lengths, self.max_length)[:, None]
+            write_at = torch.where(num_new > 0, lengths, self.max_length)[:, None]
         else:
             offsets = self._columns[:num_tokens]
             positions = lengths[:, None] + offsets
-            self._write_at = torch.where(offsets < num_new[:, None], positions, self.max_length)
+            write_at = torch.where(offsets < num_new[:, None], positions, self.max_length)
         self._slots = slots
+        rows = self._all_slots if slots is None else slots
+        self._write_at = (rows[:, None] * (self.max_length + 1) + write_at).flatten()
         self.longest = min(self.longest + num_tokens, self.max_length)
         self._num_columns = min(-(-self.longest // VIEW_BUCKET) * VIEW_BUCKET, self.max_length + 1)
         mask = self._columns[: self._num_columns] <= positions[:, None, :, None]
@@ -74,7 +77,7 @@ class SlotKVCache:
     def copy_prefix(self, source: int, targets: Tensor, length: int) -> None:
         """Makes the first `length` tokens of slot `source` the whole contents of each target slot."""
         for storage in (*self._keys, *self._values):
-            storage[targets, :, :length] = storage[source, :, :length]
+            storage[targets, :length] = storage[source, :length]
         self.lengths = self.lengths.index_fill(0, targets, length)
         self.longest = max(self.longest, length)
 
@@ -84,13 +87,11 @@ class SlotKVCache:
 
     def _storage(self, like: Tensor) -> Tensor:
         # Zeros: a masked column still takes part in the product with the values, and 0 * NaN is NaN.
-        return like.new_zeros(self.num_slots, like.shape[1], self.max_length + 1, like.shape[3])
+        return like.new_zeros(self.num_slots, self.max_length + 1, like.shape[1], like.shape[3])
 
     def _store_and_view(self, storage: Tensor, new: Tensor) -> Tensor:
-        slots = self._all_slots if self._slots is None else self._slots
-        if new.shape[2] == 1:
-            storage[slots, :, self._write_at[:, 0]] = new[:, :, 0]
-        else:
-            storage[slots[:, None], :, self._write_at] = new.transpose(1, 2)
-        view = storage[:, :, : self._num_columns]
-        return view if self._slots is None else view.index_select(0, self._slots)
+        num_heads, head_size = new.shape[1], new.shape[3]
+        rows = new.transpose(1, 2).reshape(-1, num_heads * head_size)
+        storage.view(-1, num_heads * head_size).index_copy_(0, self._write_at, rows)
+        view = storage[:, : self._num_columns]
+        return (view if self._slots is None else view.index_select(0, self._slots)).transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ from relay_lightning.callbacks.checkpoint import LastCheckpoint
 from relay_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from relay_lightning.callbacks.config_writer import ConfigWriter
 from relay_lightning.callbacks.graceful_stop import GracefulStop
+from relay_lightning.callbacks.prediction_writer import PredictionWriter
 from relay_lightning.callbacks.progress import StepProgress
 from relay_lightning.callbacks.report import Report
 from relay_lightning.callbacks.rollout_printer import RolloutPrinter
@@ -30,6 +32,7 @@ from relay_lightning.modules.warmup import WarmupModule
 STAGES = (WarmupModule, WarmupDataModule, GRPOModule, PromptDataModule)
 """Imported so that a configuration can name them without their modules."""
 LAST = "last"
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 class RelayParser(OneSentenceErrors, LightningArgumentParser):
@@ -111,7 +114,7 @@ class RelayCLI(LightningCLI):
         if not self._writes_run_folder(config):
             if settings["logger"] is None:
                 settings["logger"] = False
-            return self._instantiate_trainer(settings, [])
+            return self._instantiate_trainer(settings, [PredictionWriter()] if self._chosen == "predict" else [])
         if settings["logger"] in (None, True):
             settings["logger"] = TensorBoardLogger(
                 config.run_dir, name="", version="tensorboard", purge_step=self._resumed_step

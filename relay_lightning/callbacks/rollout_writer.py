@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from relay_lightning.callbacks.run_folder import RunFolder
-from relay_lightning.types import Rollout, RolloutGroup, TokenSource
+from relay_lightning.types import Completion, Rollout, RolloutGroup, TokenSource
 
 
 class RolloutWriter(Callback):
@@ -70,12 +70,18 @@ def rollout_rows(groups: list[RolloutGroup], step: int) -> Iterator[dict[str, An
 
 
 def _rollout_fields(rollout: Rollout) -> dict[str, Any]:
-    completion = rollout.completion
     return {
-        "sample_index": completion.sample_index,
         "is_correct": rollout.is_correct,
         "reward": rollout.reward,
         "advantage": rollout.advantage,
+        **completion_fields(rollout.completion),
+    }
+
+
+def completion_fields(completion: Completion) -> dict[str, Any]:
+    """A completion as plain types; its tokens' sources as a run-length code."""
+    return {
+        "sample_index": completion.sample_index,
         "call_ratio": completion.call_ratio,
         "num_malformed_calls": completion.num_malformed_calls,
         "finish_reason": completion.finish_reason.value,

@@ -51,7 +51,11 @@ class RunFolder:
 
     def rollouts(self, rank: int = 0) -> Path:
         """Every rollout of one process; those of the first are simply `rollouts.jsonl`."""
-        return self.path / ("rollouts.jsonl" if rank == 0 else f"rollouts-{rank}.jsonl")
+        return self._of_rank("rollouts", rank)
+
+    def predictions(self, rank: int = 0) -> Path:
+        """What `predict` decoded."""
+        return self._of_rank("predictions", rank)
 
     def holds_run(self) -> bool:
         """Whether any file of a run is here."""
@@ -78,6 +82,9 @@ class RunFolder:
             lock.close()
             raise RuntimeError(f"The run in {self.path} is still running; stop it before it is continued.") from None
         return lock
+
+    def _of_rank(self, name: str, rank: int) -> Path:
+        return self.path / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl")
 
     def _free_name(self) -> Path:
         """The first of `name-2`, `name-3`, ... that is free."""

@@ -24,7 +24,7 @@ TITLES = {
     "random_token_router_same_budget": "random token router*",
 }
 """Rows of the table in their order, by their key in the summary."""
-FOOTNOTE = "* the query router at the accuracy of the relay, the token router at its call ratio"
+FOOTNOTE = "* matched to the relay: query in accuracy, token in call ratio"
 REPORTED_PACKAGES = ("relay-lightning", "torch", "lightning", "transformers")
 
 

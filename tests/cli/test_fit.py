@@ -73,13 +73,27 @@ def test_finished_run_is_trained_further_when_it_gets_more_steps(run_folder, in_
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_trainer_subcommands_take_the_same_configuration(run_folder, in_process, config):
-    for subcommand, figure in (("validate", "val/accuracy"), ("test", "test/accuracy")):
-        result = in_process(subcommand, "--config", run_folder / "config.yaml", "--ckpt_path", "last")
-        if subcommand == "test":
-            assert result.exit_code == 0, result.errors
-            assert figure in result.output
-    assert in_process("predict", "--config", config, "--ckpt_path", "last").exit_code == 0
+def test_trainer_subcommands_take_the_same_configuration(run_folder, in_process):
+    arguments = ["--config", run_folder / "config.yaml", "--ckpt_path", "last"]
+    validated = in_process("validate", *arguments, "--trainer.limit_val_batches", 1)
+    assert validated.exit_code == 0, validated.errors
+    assert "val/accuracy" in validated.output
+    tested = in_process("test", *arguments)
+    assert tested.exit_code == 0, tested.errors
+    assert "test/accuracy" in tested.output
+
+
+def test_predictions_are_written_once(run_folder, in_process, config):
+    arguments = ["--config", config, "--ckpt_path", "last"]
+    predicted = in_process("predict", *arguments)
+    assert predicted.exit_code == 0, predicted.errors
+    predictions = rows(run_folder / "predictions.jsonl")
+    assert [row["prompt_id"] for row in predictions] == list(range(8))
+    assert all(row["text"] and len(decode_runs(row["token_source"])) == len(row["token_ids"]) for row in predictions)
+    again = in_process("predict", *arguments)
+    assert again.exit_code == 2
+    assert "predictions.jsonl exists already and is not overwritten" in again.sentence
+    assert rows(run_folder / "predictions.jsonl") == predictions
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(in_process, config, tmp_path):
@@ -89,4 +103,4 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
     assert result.exit_code == 2
     assert "training stops before it reaches the weights" in result.sentence
     kept = weights(tmp_path / "runs" / "grpo" / "checkpoints" / "last.ckpt")
-    assert kept
+    assert all(torch.isfinite(weight).all() for weight in kept.values())

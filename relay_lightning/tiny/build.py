@@ -51,8 +51,8 @@ class Recipe:
 
 STUDENT = Recipe(3, 128, 256, STUDENT_MIX, True, Schedule(num_steps=3500, batch_size=16, peak_lr=3e-3))
 TEACHER = Recipe(4, 160, 320, TEACHER_MIX, False, Schedule(num_steps=3000, batch_size=16, peak_lr=2e-3))
-WARMUP_SCHEDULE = Schedule(num_steps=600, batch_size=32, peak_lr=1e-3, num_warmup_steps=20)
-NUM_WARMUP_COMPLETIONS = 4000
+WARMUP_SCHEDULE = Schedule(num_steps=300, batch_size=32, peak_lr=5e-4, num_warmup_steps=20)
+NUM_WARMUP_COMPLETIONS = 3000
 
 
 def new_model(recipe: Recipe, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:

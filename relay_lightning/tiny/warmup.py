@@ -6,9 +6,9 @@ import torch
 from tokenizers import Tokenizer
 
 MAX_COMMANDS = 3
-MAX_EXPONENT = 1
-"""n = d * 10^k with k in 0..1, not 0..3: a solution here is about 100 tokens long, not some thousand."""
-PLAIN_SHARE = 0.5
+MAX_EXPONENT = 0
+"""n = d * 10^k with k = 0, not in 0..3: a solution here is about 100 tokens long, not some thousand."""
+PLAIN_SHARE = 0.4
 """Completions left without a command, so that the student keeps its own way of solving."""
 
 

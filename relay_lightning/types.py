@@ -167,7 +167,8 @@ class TrainBatch:
     rollout_log_probs: torch.Tensor
     """[B, T] fp32: log-probabilities under the policy that sampled; 0 where the student did not write the token."""
     old_log_probs: torch.Tensor | None
-    """[B, T] fp32: the policy's own log-probabilities before the first update on this rollout, or None to use `rollout_log_probs`."""
+    """[B, T] fp32: the policy's own log-probabilities before the first update on this rollout; None takes
+    `rollout_log_probs`."""
     reference_log_probs: torch.Tensor | None
     """[B, T] fp32: the same under the frozen reference policy, or None when no KL term needs them."""
     num_step_loss_tokens: torch.Tensor
@@ -177,5 +178,6 @@ class TrainBatch:
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """The same batch on `device`."""
-        moved = {name: value.to(device) if isinstance(value := getattr(self, name), torch.Tensor) else value for name in self.__slots__}
-        return TrainBatch(**moved)
+        values = {name: getattr(self, name) for name in self.__slots__}
+        tensors = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return TrainBatch(**(values | tensors))

@@ -27,6 +27,9 @@ from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.rewards.answers import is_correct
 from relay_lightning.types import Completion, Prompt
 
+PROGRESS_BAR = {"accuracy", "call_ratio"}
+"""Evaluation metrics that the progress bar shows."""
+
 
 class RelayModule(LightningModule):
     """Builds the student as its only submodule; the teacher lives in the decoder, where no checkpoint sees it.
@@ -104,12 +107,13 @@ class RelayModule(LightningModule):
             make_prompt(self.tokenizer, problem.problem_id, problem.question, problem.answer) for problem in problems
         ]
 
-    def decode_greedily(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        """One completion per prompt at temperature 0: with the teacher if there is one, else teacher-free."""
+    def decode(self, prompts: Sequence[Prompt], temperature: float = 0.0) -> list[Completion]:
+        """One completion per prompt: with the teacher if there is one, else teacher-free."""
         with decoding_precision(self.device):
             return self.decoder.generate(
                 [RelayRequest(prompt) for prompt in prompts],
-                SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=0.0),
+                SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=temperature),
+                seed=self.seed,
                 policy="teacher_free" if self.teacher_name is None else "command",
                 max_calls=self.max_calls,
                 max_call_tokens=self.max_call_tokens,
@@ -134,7 +138,7 @@ class RelayModule(LightningModule):
         self._evaluated = {}
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
-        self._evaluate(batch)
+        self._evaluated = add_ratios(self._evaluated, self.evaluate(batch.prompts))
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -143,13 +147,13 @@ class RelayModule(LightningModule):
         self._evaluated = {}
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
-        self._evaluate(batch)
+        self._evaluated = add_ratios(self._evaluated, self.evaluate(batch.prompts))
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> CompletionBatch:  # noqa: ARG002
-        return CompletionBatch(batch.prompts, self.decode_greedily(batch.prompts))
+        return CompletionBatch(batch.prompts, self.decode(batch.prompts))
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -193,19 +197,21 @@ class RelayModule(LightningModule):
             teacher = LocalEngine(model)
         return RelayDecoder(LocalEngine(self.student), teacher, protocol, num_slots=self.num_slots)
 
-    def _evaluate(self, batch: PromptBatch) -> None:
-        completions = self.decode_greedily(batch.prompts)
-        judged = zip(completions, batch.prompts, strict=True)
-        num_correct = sum(is_correct(completion.text, prompt.answer or "") for completion, prompt in judged)
-        ratios = {**completion_ratios(completions), "accuracy": (float(num_correct), float(len(completions)))}
-        self._evaluated = add_ratios(self._evaluated, ratios)
+    def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
+        """What validation and test report of some prompts, as numerators and denominators: greedy decoding."""
+        return self.judge(prompts, self.decode(prompts))
+
+    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, tuple[float, float]]:
+        """Accuracy, lengths and calls of a completion per prompt."""
+        pairs = zip(completions, prompts, strict=True)
+        num_correct = sum(is_correct(completion.text, prompt.answer or "") for completion, prompt in pairs)
+        named = {name.rsplit("/")[-1]: ratio for name, ratio in completion_ratios(completions).items()}
+        return {"accuracy": (float(num_correct), float(len(completions))), **named}
 
     def _log_evaluation(self, stage: str) -> None:
         metrics = divide(self._evaluated, self.sum_over_ranks)
-        shown = {f"{stage}/accuracy", f"{stage}/call_ratio"}
         for name, value in metrics.items():
-            full_name = f"{stage}/{name.rsplit('/')[-1]}"
-            self.log(full_name, value, prog_bar=full_name in shown, batch_size=1)
+            self.log(f"{stage}/{name}", value, prog_bar=name in PROGRESS_BAR, batch_size=1)
 
 
 def require_finite(value: Tensor, name: str, step: int) -> None:

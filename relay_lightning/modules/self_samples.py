@@ -78,9 +78,7 @@ def read_self_samples(path: Path) -> list[SelfSample]:
             try:
                 samples.append(_from_row(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}:{line_number} is no self-sampled completion ({error}); delete the file."
-                ) from None
+                raise ValueError(f"{path}:{line_number} is not a self-sampled completion ({error}).") from None
     return samples
 
 

@@ -33,7 +33,9 @@ from relay_lightning.types import Prompt
 class WarmupModule(RelayModule):
     """Teaches a student to write commands, without changing how it writes anything else.
 
-    Validation decodes with the teacher, and reports the share of malformed commands beside accuracy and calls.
+    Validation decodes with the teacher, greedily and once more at the sampling temperature: a student that is only
+    warmed up seldom calls when it takes its most probable token. The figures of the second pass begin with `sampled_`;
+    `val/sampled_malformed_call_frac` is the share of opened commands that were not well-formed.
 
     Args:
         student: checkpoint to train: a folder, a hub id, or `tiny:student`.
@@ -106,6 +108,11 @@ class WarmupModule(RelayModule):
         require_finite(loss.detach(), "loss", self.global_step)
         self.log("loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1)
         return loss
+
+    def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
+        """Greedy and sampled decoding, the latter under names that begin with `sampled_`."""
+        sampled = self.judge(prompts, self.decode(prompts, self.sampling.temperature))
+        return super().evaluate(prompts) | {f"sampled_{name}": ratio for name, ratio in sampled.items()}
 
     def encode_command(self, num_requested_tokens: int) -> list[int]:
         """The tokens of a command that asks for so many."""

@@ -4,7 +4,7 @@ import torch
 
 from relay_lightning.tiny.task import generate_problems
 from relay_lightning.tiny.tokenizer import train_tokenizer
-from relay_lightning.tiny.warmup import MAX_COMMANDS, insert_commands
+from relay_lightning.tiny.warmup import MAX_COMMANDS, PLAIN_SHARE, insert_commands
 
 TOKENIZER = train_tokenizer()
 COMPLETIONS = [TOKENIZER.encode(problem.solution).ids for problem in generate_problems("train", 400, seed=0)]
@@ -21,10 +21,10 @@ def test_text_without_its_commands_is_the_completion():
     assert [COMMAND.sub("", text) for text in called_texts()] == originals
 
 
-def test_about_half_carry_one_to_three_commands():
+def test_the_plain_share_carries_none_and_the_rest_one_to_three_commands():
     counts = [len(COMMAND.findall(text)) for text in called_texts()]
     assert set(counts) == set(range(MAX_COMMANDS + 1))
-    assert 0.4 < counts.count(0) / len(counts) < 0.6
+    assert abs(counts.count(0) / len(counts) - PLAIN_SHARE) < 0.1  # four standard deviations of 400 draws
 
 
 def test_requested_tokens_are_what_is_left_at_most():

@@ -45,5 +45,6 @@ class LastCheckpoint(Checkpoint):
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint of the current step, once. All processes must call it together."""
         if self._saved_step != trainer.global_step:
-            trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint)
+            # weights_only=False: with the loops and the optimiser.
+            trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint, weights_only=False)
             self._saved_step = trainer.global_step

@@ -1,8 +1,6 @@
-"""Draws a GRPO run: accuracy and call ratio over its optimiser steps.
+"""Draws what a run learnt: accuracy and call ratio over the optimiser steps, from its rollouts and its summary.
 
-    python -m benchmarks.plot runs/grpo docs/training.png        (needs the extra `plot`)
-
-Reads `rollouts.jsonl`, so the curves are of the sampled rollouts that were trained on, not of greedy evaluation.
+pip install -e ".[plot]" && python -m benchmarks.plot runs/grpo docs/training.svg
 """
 
 from __future__ import annotations
@@ -10,82 +8,99 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-STUDENT_COLOUR, TEACHER_COLOUR = "#2563eb", "#d97706"
+import matplotlib as mpl
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+NUM_SMOOTHED_STEPS = 5
+"""Steps that a drawn point is the mean of; one step's 128 samples scatter by a few per cent."""
+ACCURACY_COLOUR, CALL_COLOUR = "#1b6ca8", "#b5179e"
+LABEL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "right"}
 
 
-@dataclass(slots=True)
-class StepTotals:
-    """Sums over the completions of one rollout."""
+@dataclass(frozen=True, slots=True)
+class StepFigures:
+    """What the samples of one rollout show."""
 
-    num_completions: int = 0
-    num_correct: int = 0
-    num_tokens: int = 0
-    num_teacher_tokens: int = 0
+    step: int
+    accuracy: float
+    call_ratio: float
 
 
-def read_totals(path: Path) -> dict[int, StepTotals]:
-    """Totals by the step that the rollout was decoded at, in order."""
-    totals: dict[int, StepTotals] = defaultdict(StepTotals)
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
+def read_steps(paths: Sequence[Path]) -> list[StepFigures]:
+    """Figures of every rollout in `rollouts*.jsonl`, in order; the files of several processes count together."""
+    totals: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    for path in paths:
+        for line in path.open(encoding="utf-8"):
             row = json.loads(line)
             total = totals[row["step"]]
-            total.num_completions += 1
-            total.num_correct += row["is_correct"]
-            total.num_tokens += len(row["token_ids"])
-            total.num_teacher_tokens += sum(stop - start for _, start, stop, *_ in row["spans"])
-    return dict(sorted(totals.items()))
+            total[0] += 1
+            total[1] += row["is_correct"]
+            total[2] += len(row["token_ids"])
+            total[3] += row["call_ratio"] * len(row["token_ids"])
+    return [
+        StepFigures(step, correct / samples, teacher_tokens / tokens)
+        for step, (samples, correct, tokens, teacher_tokens) in sorted(totals.items())
+    ]
 
 
-def smooth(values: list[float], window: int = 5) -> list[float]:
-    """Centred running mean; shorter at the ends."""
-    half = window // 2
-    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
+def smooth(values: Sequence[float]) -> list[float]:
+    """Trailing means of `NUM_SMOOTHED_STEPS` values."""
+    windows = [values[max(0, end - NUM_SMOOTHED_STEPS) : end] for end in range(1, len(values) + 1)]
+    return [sum(window) / len(window) for window in windows]
 
 
-def draw(totals: dict[int, StepTotals], out: Path) -> None:
-    """Writes the picture to `out`; its suffix decides the format."""
-    import matplotlib.pyplot as plt
+def draw(steps: Sequence[StepFigures], summary: dict[str, Any], output: Path) -> None:
+    """Two panels over the steps: accuracy above, the teacher's share of the tokens below."""
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7.5, 5.2), height_ratios=(3, 2))
+    positions = [figures.step for figures in steps]
+    draw_line(above, positions, [100 * figures.accuracy for figures in steps], ACCURACY_COLOUR)
+    draw_line(below, positions, [100 * figures.call_ratio for figures in steps], CALL_COLOUR)
+    last = summary.get("step", positions[-1])
+    for key, title, style in (("student_alone", "student alone", ":"), ("teacher_alone", "teacher alone", "--")):
+        if key in summary:
+            level = 100 * summary[key]["accuracy"]
+            above.axhline(level, color="grey", linestyle=style, linewidth=1)
+            above.annotate(f"{title} {level:.0f} %", (last, level), xytext=(0, 3), **LABEL)
+    for key, position in (("relay_before", 0), ("relay_after", last)):
+        if key in summary:
+            above.plot(position, 100 * summary[key]["accuracy"], "o", color=ACCURACY_COLOUR)
+            below.plot(position, 100 * summary[key]["call_ratio"], "o", color=CALL_COLOUR)
+    above.set(ylabel="accuracy, %", ylim=(0, 100), title="training samples (line) and held-out problems, greedy (dots)")
+    below.set(ylabel="tokens by the teacher, %", xlabel="optimiser step", ylim=(0, None))
+    above.title.set_fontsize(9)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
 
-    steps = list(totals)
-    curves = {
-        "accuracy of the rollouts (%)": (
-            [100 * total.num_correct / total.num_completions for total in totals.values()],
-            STUDENT_COLOUR,
-        ),
-        "tokens written by the teacher (%)": (
-            [100 * total.num_teacher_tokens / max(1, total.num_tokens) for total in totals.values()],
-            TEACHER_COLOUR,
-        ),
-    }
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), dpi=130, layout="constrained")
-    for axis, (title, (values, colour)) in zip(axes, curves.items(), strict=True):
-        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-        axis.plot(steps, smooth(values), color=colour, linewidth=2)
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel("optimiser step")
-        axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out)
+
+def draw_line(axes: Axes, positions: Sequence[int], values: Sequence[float], colour: str) -> None:
+    """The values faintly, their trailing mean on top."""
+    axes.plot(positions, values, color=colour, alpha=0.25, linewidth=1)
+    axes.plot(positions, smooth(values), color=colour, linewidth=2)
 
 
 def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("run", type=Path, help="run folder of a GRPO stage")
-    parser.add_argument("out", type=Path, help="picture to write (.png, .svg, .pdf)")
+    """Draws one run folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("output", type=Path, help="picture to write; its suffix says the format")
     arguments = parser.parse_args()
-    path = arguments.run / "rollouts.jsonl"
-    if not path.exists():
-        parser.error(f"{path} does not exist; name the folder of a GRPO run")
-    totals = read_totals(path)
-    if not totals:
-        parser.error(f"{path} holds no rollouts")
-    draw(totals, arguments.out)
+    steps = read_steps(sorted(arguments.run_folder.glob("rollouts*.jsonl")))
+    if not steps:
+        parser.error(f"{arguments.run_folder} has no rollouts.jsonl")
+    summary_path = arguments.run_folder / "summary.json"
+    draw(steps, json.loads(summary_path.read_text()) if summary_path.exists() else {}, arguments.output)
 
 
 if __name__ == "__main__":

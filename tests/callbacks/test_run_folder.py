@@ -39,7 +39,7 @@ def test_the_folder_that_is_proposed_is_free(tmp_path: Path):
 def test_folder_is_refused_while_another_process_works_in_it(tmp_path: Path):
     code = (
         "from pathlib import Path; from relay_lightning.callbacks.run_folder import RunFolder;"
-        f"RunFolder(Path({str(tmp_path)!r})).claim(is_continued=False); print('claimed', flush=True); input()"
+        f"lock = RunFolder(Path({str(tmp_path)!r})).claim(is_continued=False); print('claimed', flush=True); input()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

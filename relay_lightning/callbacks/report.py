@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 from typing import Any
@@ -26,6 +26,7 @@ from relay_lightning.evaluation.relay_report import HeldOut, measure_after, meas
 from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
 from relay_lightning.models.loading import load_model
 from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.types import Prompt
 
 
 class Report(Callback):
@@ -37,6 +38,7 @@ class Report(Callback):
         base_student: checkpoint that counts as the student alone; null takes the one that training starts from.
         routers: whether to measure the random routers.
         num_router_seeds: times each router is measured, with another seed each.
+        sampled: whether to measure the trained relay at temperature 1 as well: shows if a warm-up took.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Report(Callback):
         base_student: str | None = None,
         routers: bool = True,
         num_router_seeds: int = 3,
+        sampled: bool = False,
     ) -> None:
         if num_router_seeds < 1 or (num_problems is not None and num_problems < 1):
             raise ValueError(
@@ -57,6 +60,7 @@ class Report(Callback):
         self.base_student = base_student
         self.routers = routers
         self.router_seeds = range(num_router_seeds)
+        self.sampled = sampled
         self._begun_s = time.perf_counter()
         self._before: dict[str, EvalResult] = {}
 
@@ -73,17 +77,19 @@ class Report(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
             return
-        held_out = self._held_out(trainer, pl_module)
-        identity = self._identity(pl_module, held_out)
+        prompts = self._prompts(trainer)
+        identity = self._identity(pl_module, prompts)
         path = RunFolder.of(trainer).baseline
         if trainer.global_step > 0:
-            self._before = load_results(path.read_text(), identity) if path.exists() else {}
+            # Rank 0 decides for all: the others must not wait for measurements that it does not make.
+            stored = load_results(path.read_text(), identity) if path.exists() else {}
+            self._before = trainer.strategy.broadcast(stored)
             if not self._before:
-                rank_zero_info(
-                    f"{path} has no figures of these held-out problems from before training; they are left out."
-                )
+                rank_zero_info(f"{path} has no figures of these problems from before training; they are left out.")
             return
-        self._before = measure_before(held_out, self._base(pl_module, held_out))
+        held_out = self._held_out(trainer, pl_module, prompts)
+        with trainer.precision_plugin.val_step_context():
+            self._before = measure_before(held_out, self._base(pl_module, held_out))
         if trainer.is_global_zero:
             write_atomically(path, dump_results(self._before, identity))
 
@@ -91,11 +97,12 @@ class Report(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
             return
-        held_out = self._held_out(trainer, pl_module)
-        results = self._before | measure_after(held_out)
+        held_out = self._held_out(trainer, pl_module, self._prompts(trainer))
         routers = {}
-        if self.routers and {"relay_after", "teacher_alone"} <= results.keys():
-            routers = measure_routers(held_out, results, self.router_seeds)
+        with trainer.precision_plugin.val_step_context():
+            results = self._before | measure_after(held_out, sampled=self.sampled)
+            if self.routers and {"relay_after", "teacher_alone"} <= results.keys():
+                routers = measure_routers(held_out, results, self.router_seeds)
         if trainer.is_global_zero:
             summary = relay_fields(results, routers) | self._run_fields(trainer, pl_module)
             write_atomically(RunFolder.of(trainer).summary, json.dumps(summary, indent=2) + "\n")
@@ -114,20 +121,19 @@ class Report(Callback):
             "versions": installed_versions(),
         }
 
-    def _held_out(self, trainer: Trainer, pl_module: LightningModule) -> HeldOut:
-        datamodule = trainer.datamodule
-        datamodule.setup("test")
-        prompts = datamodule.build_prompts("test")[: self.num_problems]
+    def _prompts(self, trainer: Trainer) -> list[Prompt]:
+        """The held-out prompts, the same on every process."""
+        trainer.datamodule.setup("test")
+        return trainer.datamodule.build_prompts("test")[: self.num_problems]
+
+    def _held_out(self, trainer: Trainer, pl_module: LightningModule, prompts: Sequence[Prompt]) -> HeldOut:
+        """This process's share of the prompts."""
         own = prompts[trainer.global_rank :: trainer.world_size]
         return HeldOut(
             pl_module.decoder,
             own,
             pl_module.max_completion_tokens,
-            {
-                "max_calls": pl_module.max_calls,
-                "max_call_tokens": pl_module.max_call_tokens,
-                "eos_policy": pl_module.eos_policy,
-            },
+            call_limits(pl_module),
             watch=_progress_bar(len(own)) if trainer.is_global_zero else lambda _: None,
             gather=_gather if trainer.world_size > 1 else lambda result: result,
         )
@@ -139,17 +145,26 @@ class Report(Callback):
         decoder = held_out.decoder
         return replace(held_out, decoder=RelayDecoder(engine, None, decoder.protocol, num_slots=decoder.num_slots))
 
-    def _identity(self, pl_module: LightningModule, held_out: HeldOut) -> dict[str, Any]:
+    def _identity(self, pl_module: LightningModule, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """What the figures from before depend on."""
-        text = ";".join(f"{prompt.prompt_id}:{prompt.token_ids}" for prompt in held_out.prompts)
+        text = ";".join(f"{prompt.prompt_id}:{prompt.token_ids}" for prompt in prompts)
         return {
             "student": pl_module.student_name,
             "base_student": self.base_student,
             "teacher": pl_module.teacher_name,
             "prompts": hashlib.sha256(text.encode()).hexdigest(),
-            "max_completion_tokens": held_out.max_completion_tokens,
-            **held_out.options,
+            "max_completion_tokens": pl_module.max_completion_tokens,
+            **call_limits(pl_module),
         }
+
+
+def call_limits(pl_module: LightningModule) -> dict[str, Any]:
+    """The module's limits of calls, as the decoder names them."""
+    return {
+        "max_calls": pl_module.max_calls,
+        "max_call_tokens": pl_module.max_call_tokens,
+        "eos_policy": pl_module.eos_policy,
+    }
 
 
 def print_summary(summary: dict[str, Any], folder: RunFolder) -> None:

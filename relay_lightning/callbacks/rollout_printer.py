@@ -46,17 +46,20 @@ class RolloutPrinter(Callback):
         group = max(pl_module.last_groups, key=_num_callers)
         with tqdm.external_write_mode():
             Console(stderr=True, highlight=False).print(
-                self._render(group, step, pl_module.decoder.protocol.token_bytes)
+                render_group(group, step, pl_module.decoder.protocol.token_bytes, self.num_rollouts)
             )
 
-    def _render(self, group: RolloutGroup, step: int, token_bytes: Sequence[bytes | None]) -> Text:
-        text = Text(f"\nstep {step} · {escape_terminal(group.prompt.question)}\n", style="bold")
-        callers_first = sorted(group.rollouts, key=lambda rollout: rollout.completion.num_calls == 0)
-        for rollout in callers_first[: self.num_rollouts]:
-            text.append(_headline(rollout), style="not bold cyan")
-            text.append_text(Text("", style="not bold").append_text(transcript(rollout.completion, token_bytes)))
-            text.append("\n")
-        return text
+
+def render_group(group: RolloutGroup, step: int, token_bytes: Sequence[bytes | None], num_rollouts: int) -> Text:
+    """The question and some of its rollouts, those that called first."""
+    text = Text()
+    text.append(f"\nstep {step} · {escape_terminal(group.prompt.question)}\n", style="bold")
+    callers_first = sorted(group.rollouts, key=lambda rollout: rollout.completion.num_calls == 0)
+    for rollout in callers_first[:num_rollouts]:
+        text.append(_headline(rollout), style="cyan")
+        text.append_text(transcript(rollout.completion, token_bytes))
+        text.append("\n")
+    return text
 
 
 def _num_callers(group: RolloutGroup) -> int:

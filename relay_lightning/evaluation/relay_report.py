@@ -16,7 +16,7 @@ from relay_lightning.types import Prompt
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out prompts, the decoder they are decoded with at temperature 0, and its limits."""
+    """Held-out prompts, the decoder they are decoded with, and its limits."""
 
     decoder: RelayDecoder
     prompts: Sequence[Prompt]
@@ -32,9 +32,9 @@ class HeldOut:
     def has_teacher(self) -> bool:
         return self.decoder.teacher is not None
 
-    def measure(self, name: str, policy: str | Policy, seed: int = 0) -> EvalResult:
+    def measure(self, name: str, policy: str | Policy, seed: int = 0, temperature: float = 0.0) -> EvalResult:
         """The result under `policy`; the call limits bind the learned policy only, not those that chance drives."""
-        sampling = SamplingParams(self.max_completion_tokens, temperature=0.0)
+        sampling = SamplingParams(self.max_completion_tokens, temperature)
         options = dict(self.options)
         if policy != "command":
             options |= {"max_calls": None, "max_call_tokens": None}
@@ -53,11 +53,13 @@ def measure_before(held_out: HeldOut, base: HeldOut | None = None) -> dict[str, 
     return results
 
 
-def measure_after(held_out: HeldOut) -> dict[str, EvalResult]:
-    """The trained relay, and the trained student without its teacher."""
+def measure_after(held_out: HeldOut, *, sampled: bool = False) -> dict[str, EvalResult]:
+    """The trained relay, greedy and perhaps `sampled`, and the trained student without its teacher."""
     results = {}
     if held_out.has_teacher:
         results["relay_after"] = held_out.measure("relay after", "command")
+        if sampled:
+            results["relay_after_sampled"] = held_out.measure("relay after, sampled", "command", temperature=1.0)
     results["teacher_free_after"] = held_out.measure("teacher-free after", "teacher_free")
     return results
 

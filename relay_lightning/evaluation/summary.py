@@ -19,6 +19,7 @@ TITLES = {
     "teacher_alone": "teacher alone",
     "relay_before": "relay before",
     "relay_after": "relay after",
+    "relay_after_sampled": "relay after, sampled",
     "teacher_free_after": "teacher-free after",
     "random_query_router_matched": "random query router*",
     "random_token_router_same_budget": "random token router*",
@@ -87,7 +88,7 @@ def installed_versions() -> dict[str, str]:
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The summary for a terminal."""
-    table = Table(title="held-out problems, greedy", title_justify="left", caption_justify="left")
+    table = Table(title="held-out problems, greedy decoding", title_justify="left", caption_justify="left")
     table.caption = FOOTNOTE if "random_query_router_matched" in summary else None
     table.add_column("who writes", no_wrap=True)
     for heading in ("accuracy", "95 %", "call ratio", "calls", "tokens"):
@@ -101,6 +102,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The derived figures, a line each."""
     lines = []
+    if sampled := summary.get("relay_after_sampled"):
+        lines.append(f"commands that are well-formed when sampled: {1 - sampled['malformed_call_frac']:.1%}")
     if (gap := summary.get("gap_recovered")) is not None:
         lines.append(f"gap to the teacher recovered: {gap:.1%}")
     if (reduction := summary.get("teacher_token_reduction")) is not None:

@@ -1,4 +1,4 @@
-"""Who writes next. Shapes: S slots, V vocabulary.
+"""Who writes next. Shapes: N rows, V vocabulary.
 
 The learned policy is the student's command; the others are the baselines that it is measured against. They hand over
 without a command and the student's own commands are masked under them.
@@ -11,23 +11,27 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from relay_kernels.relay_step import MAX_REQUEST, RandomStream, RelayStepState, philox_uniform
+from relay_kernels.relay_step import MAX_REQUEST, RandomStream, philox_uniform
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyView:
-    """What a policy may look at beside the logits."""
+    """What a policy may look at beside the logits, per row of them."""
 
-    state: RelayStepState
+    prompt_id: Tensor
+    """[N] int64."""
+    sample_index: Tensor
+    """[N] int64."""
+    num_tokens: Tensor
+    """[N] int64: completion tokens so far, whoever wrote them."""
     segment_start: Tensor
-    """[S] int64: number of completion tokens when the student last took over."""
+    """[N] int64: completion tokens when the student last took over."""
     seed: int
 
     def uniform(self) -> Tensor:
-        """[S] fp32 in [0, 1): the policy's own draw for the next position of each row."""
-        state = self.state
-        return philox_uniform(self.seed, state.prompt_id, state.sample_index, state.num_tokens, RandomStream.POLICY)
+        """[N] fp32 in [0, 1): the policy's own draw for the next position of each row."""
+        return philox_uniform(self.seed, self.prompt_id, self.sample_index, self.num_tokens, RandomStream.POLICY)
 
 
 class Policy(Protocol):
@@ -43,7 +47,7 @@ class Policy(Protocol):
         """Whether the teacher writes this whole completion."""
 
     def decide(self, logits: Tensor, view: PolicyView) -> Tensor:
-        """[S] int64: tokens to ask the teacher for before the next token; 0 lets the student write. logits: [S, V]."""
+        """[N] int64: tokens to ask the teacher for before the next token; 0 lets the student write. logits: [N, V]."""
 
 
 class _Base:
@@ -160,7 +164,7 @@ class FixedPolicy(_SpanPolicy):
             raise ValueError(f"every of FixedPolicy must be at least 1, not {self.every}")
 
     def decide(self, logits: Tensor, view: PolicyView) -> Tensor:  # noqa: ARG002
-        return self._ask_where(view.state.num_tokens - view.segment_start >= self.every)
+        return self._ask_where(view.num_tokens - view.segment_start >= self.every)
 
 
 _BY_NAME: dict[str, Callable[[], Policy]] = {

@@ -190,24 +190,34 @@ class DecodeRun:
         running = self._running[self._writer]
         if not running:
             return
-        side, policy = self._sides[self._writer], self.options.policy
         start_s = time.perf_counter()
+        side, policy = self._sides[self._writer], self.options.policy
         asks = self._writer == Writer.STUDENT and policy.decides_per_token
+        slots = None if len(running) == self._state.num_slots else self._tensor(sorted(running))
         for _ in range(self.options.steps_per_look):
-            logits = side.forward(None)
+            logits = side.forward(slots)
             if asks:
-                self._ask_policy(logits)
-            side.step(None, logits)
+                self._ask_policy(logits, slots)
+            side.step(slots, logits)
         side.num_steps += self.options.steps_per_look
         side.step_s += time.perf_counter() - start_s
 
-    def _ask_policy(self, logits: Tensor) -> None:
-        """Marks the rows that the policy hands over before their next token. logits: [S, V]."""
+    def _ask_policy(self, logits: Tensor, slots: Tensor | None) -> None:
+        """Marks the rows that the policy hands over before their next token. logits: [N, V] of `slots` (None: all)."""
         state = self._state
-        requested = self.options.policy.decide(logits, PolicyView(state, self._segment_start, self.options.seed))
-        wanted = (requested > 0) & (state.status == Writer.STUDENT) & (state.num_tokens >= self._call_floor)
-        state.command_n.copy_(torch.where(wanted, requested, state.command_n))
-        state.status.masked_fill_(wanted, int(RowStatus.CALLED))
+        slots = torch.arange(state.num_slots, device=logits.device) if slots is None else slots
+        num_tokens, status, n = state.num_tokens[slots], state.status[slots], state.command_n[slots]
+        view = PolicyView(
+            state.prompt_id[slots],
+            state.sample_index[slots],
+            num_tokens,
+            self._segment_start[slots],
+            self.options.seed,
+        )
+        requested = self.options.policy.decide(logits, view)
+        wanted = (requested > 0) & (status == Writer.STUDENT) & (num_tokens >= self._call_floor[slots])
+        state.command_n[slots] = torch.where(wanted, requested, n)
+        state.status[slots] = status.masked_fill(wanted, int(RowStatus.CALLED))
 
     def _look(self) -> None:
         """Reads the statuses back and moves the rows that no longer run."""

@@ -82,6 +82,11 @@ def test_table_shows_every_row_once():
     ]
 
 
+def test_warm_up_tells_the_share_of_well_formed_commands():
+    fields = relay_fields({"relay_after_sampled": result(50, 1)}, {})
+    assert summary_lines(fields) == ["commands that are well-formed when sampled: 50.0%"]
+
+
 def test_stored_results_are_used_only_for_what_they_were_measured_on():
     identity = {"student": "tiny:student", "max_calls": None}
     text = dump_results(RESULTS, identity)

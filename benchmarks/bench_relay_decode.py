@@ -1,0 +1,251 @@
+"""What does relay decoding cost? `python -m benchmarks.bench_relay_decode`
+
+Three questions, answered on the embedded pair (or another that is named) with commands forced at scripted positions, so
+that every rival does the same work:
+
+1. How many completion tokens per second, beside a faithful imitation of the released way (`released_way.py`)?
+2. Does the cost of a token grow with the number of calls, or faster with the length than plain decoding does?
+3. What does the relay add to plain decoding when nobody calls?
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import best_of, print_table, write_result
+from benchmarks.released_way import Conversation, ReleasedRelay, force
+from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.policies import CommandPolicy, PolicyView
+from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.tiny.task import generate_problems
+from relay_lightning.types import Completion, Prompt
+
+CALLS = (0, 1, 2, 4, 8)
+LENGTHS = (64, 128, 256, 512)
+TEACHER_TOKENS = 32
+"""Of each completion in question 2, whatever the number of calls that share them."""
+
+
+class ForcedCommands(CommandPolicy):
+    """The student writes scripts[prompt_id, position] wherever that is not negative. Commands then act as always."""
+
+    decides_per_token = True
+
+    def __init__(self, scripts: Tensor) -> None:
+        self.scripts = scripts  # [prompts, L] int64
+
+    def decide(self, logits: Tensor, view: PolicyView) -> Tensor:
+        column = view.num_tokens.clamp(max=self.scripts.shape[1] - 1)
+        logits.copy_(force(logits, self.scripts[view.prompt_id, column]))
+        return super().decide(logits, view)
+
+
+class EndlessEngine(LocalEngine):
+    """No token ends a text: completions run to their budget."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all questions share."""
+
+    student: torch.nn.Module
+    teacher: torch.nn.Module
+    tokenizer: object
+    prompts: list[Prompt]
+    num_slots: int
+    repeats: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device  # type: ignore[return-value]
+
+    def decoder(self, engine: type[LocalEngine] = LocalEngine) -> RelayDecoder:
+        protocol = CallProtocol().compile(self.tokenizer, self.student.config.vocab_size)  # type: ignore[union-attr]
+        return RelayDecoder(engine(self.student), engine(self.teacher), protocol, num_slots=self.num_slots)
+
+    def scripts(self, num_calls: int, num_requested: int, length: int) -> Tensor:
+        """[prompts, length] int64: that many commands at random positions of each completion; -1 elsewhere."""
+        command = self.tokenizer.encode(f"<call>{num_requested}</call>", add_special_tokens=False)  # type: ignore[attr-defined]
+        cost = len(command) + num_requested
+        rng = random.Random(0)
+        scripts = torch.full((len(self.prompts), length), -1)
+        for row in scripts:
+            room = length - num_calls * cost
+            starts = sorted(rng.randrange(room) for _ in range(num_calls))
+            for index, start in enumerate(starts):
+                position = start + index * cost
+                row[position : position + len(command)] = torch.tensor(command)
+        return scripts.to(self.device)
+
+
+def greedy(length: int) -> SamplingParams:
+    return SamplingParams(max_completion_tokens=length, temperature=0.0)
+
+
+def relay_run(setup: Setup, decoder: RelayDecoder, scripts: Tensor, length: int) -> Callable[[], list[Completion]]:
+    requests = [RelayRequest(prompt) for prompt in setup.prompts]
+    return lambda: decoder.generate(requests, greedy(length), policy=ForcedCommands(scripts))
+
+
+def against_the_released_way(setup: Setup, length: int) -> dict[str, float]:
+    """Question 1: completions of natural length with about four calls of eight tokens."""
+    scripts = setup.scripts(4, 8, 100)
+    decoder = setup.decoder()
+    run = relay_run(setup, decoder, scripts, length)
+    released = ReleasedRelay(setup.student, setup.teacher, setup.tokenizer, eos=decoder.student.eos_token_ids[0])
+    rows: list[Conversation] = []
+
+    def run_released() -> None:
+        rows[:] = [Conversation(prompt.text, scripts[prompt.prompt_id].cpu()) for prompt in setup.prompts]
+        for start in range(0, len(rows), setup.num_slots):
+            released.generate(rows[start : start + setup.num_slots], length)
+
+    seconds = best_of({"relay": run, "released": run_released}, setup.device, setup.repeats)
+    stats = decoder.stats
+    num_released_tokens = sum(row.num_tokens for row in rows)
+    same_text = sum(completion.text == row.completion for completion, row in zip(run(), rows, strict=True)) / len(rows)
+    relay_rate, released_rate = stats.num_tokens / seconds["relay"], num_released_tokens / seconds["released"]
+    print_table(
+        f"1. {len(rows)} completions, {setup.num_slots} at a time, {stats.num_calls / len(rows):.1f} calls each",
+        ["way", "completion tokens/s", "seconds", "tokens", "calls"],
+        [
+            ["relay", relay_rate, seconds["relay"], stats.num_tokens, stats.num_calls],
+            ["released", released_rate, seconds["released"], num_released_tokens, sum(row.num_calls for row in rows)],
+        ],
+    )
+    print(f"  {relay_rate / released_rate:.2f} times as fast; {same_text:.0%} of the texts are the same")
+    return {
+        "relay_tokens_per_s": relay_rate,
+        "released_tokens_per_s": released_rate,
+        "speedup": relay_rate / released_rate,
+        "calls_per_completion": stats.num_calls / len(rows),
+        "same_text": same_text,
+    }
+
+
+def cost_per_token(setup: Setup) -> dict[str, list[float]]:
+    """Question 2: microseconds per completion token, with the teacher's share of the tokens held fixed."""
+    decoder = setup.decoder(EndlessEngine)
+    by_calls = []
+    for num_calls in CALLS:
+        scripts = setup.scripts(num_calls, TEACHER_TOKENS // max(num_calls, 1), 256)
+        seconds = best_of({"relay": relay_run(setup, decoder, scripts, 256)}, setup.device, setup.repeats)["relay"]
+        by_calls.append(1e6 * seconds / decoder.stats.num_tokens)
+    print_table(
+        f"2a. 256 tokens a completion, {TEACHER_TOKENS} of them the teacher's",
+        ["calls", "us per token"],
+        list(zip(CALLS, by_calls, strict=True)),
+    )
+    relay, plain = [], []
+    for length in LENGTHS:
+        num_calls = length // 64
+        scripts = setup.scripts(num_calls, 8, length)
+        runs = {
+            "relay": relay_run(setup, decoder, scripts, length),
+            "plain": lambda length=length: plain_decode(decoder.student, setup.prompts, setup.num_slots, length),
+        }
+        seconds = best_of(runs, setup.device, setup.repeats)
+        num_tokens = length * len(setup.prompts)
+        relay.append(1e6 * seconds["relay"] / num_tokens)
+        plain.append(1e6 * seconds["plain"] / num_tokens)
+    print_table(
+        "2b. one call of 8 tokens in 64",
+        ["tokens a completion", "us per token", "student alone", "ratio"],
+        [[length, one, other, one / other] for length, one, other in zip(LENGTHS, relay, plain, strict=True)],
+    )
+    return {"us_per_token_by_calls": by_calls, "us_per_token_by_length": relay, "plain_us_by_length": plain}
+
+
+def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, float]:
+    """Question 3: the same tokens by the relay, by a bare loop over the same engine, and by `transformers.generate`."""
+    decoder = setup.decoder(EndlessEngine)
+    requests = [RelayRequest(prompt) for prompt in setup.prompts]
+    hugging_face = ReleasedRelay(setup.student, setup.teacher, setup.tokenizer, eos=None)
+
+    def generate() -> None:
+        for start in range(0, len(setup.prompts), setup.num_slots):
+            hugging_face.student_alone([prompt.text for prompt in setup.prompts[start:][: setup.num_slots]], length)
+
+    rivals = {
+        "relay": lambda: decoder.generate(requests, greedy(length)),
+        "bare loop": lambda: plain_decode(decoder.student, setup.prompts, setup.num_slots, length),
+        "transformers.generate": generate,
+    }
+    seconds = best_of(rivals, setup.device, setup.repeats)
+    rates = {name: len(requests) * length / value for name, value in seconds.items()}
+    overhead = seconds["relay"] / seconds["bare loop"] - 1
+    print_table(
+        f"3. the student alone, {length} tokens a completion",
+        ["way", "completion tokens/s", "time"],
+        [[name, rate, seconds[name] / seconds["bare loop"]] for name, rate in rates.items()],
+    )
+    return {"overhead": overhead, **{f"{name.replace(' ', '_')}_tokens_per_s": rate for name, rate in rates.items()}}
+
+
+@torch.no_grad()
+def plain_decode(engine: LocalEngine, prompts: Sequence[Prompt], num_slots: int, length: int) -> Tensor:
+    """[prompts, length]: greedy tokens of the student alone, with nothing but the model and an argmax per token."""
+    batches = []
+    for start in range(0, len(prompts), num_slots):
+        batch = prompts[start : start + num_slots]
+        widest = max(len(prompt.token_ids) for prompt in batch)
+        engine.allocate(len(batch), widest + length)
+        ids = torch.tensor([[*p.token_ids, *[0] * (widest - len(p.token_ids))] for p in batch], device=engine.device)
+        lengths = torch.tensor([len(prompt.token_ids) for prompt in batch], device=engine.device)
+        slots = torch.arange(len(batch), device=engine.device)
+        engine.extend(slots, ids, lengths - 1)
+        token = ids[slots, lengths - 1]
+        output, is_active = [], torch.ones_like(slots, dtype=torch.bool)
+        for _ in range(length):
+            token = engine.step(token, is_active).argmax(-1)
+            output.append(token)
+        batches.append(torch.stack(output, 1))
+    return torch.cat(batches)
+
+
+def main() -> None:
+    """Reads the command line and answers the three questions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="tiny:warm-student")
+    parser.add_argument("--teacher", default="tiny:teacher")
+    parser.add_argument("--num-slots", type=int, default=64, help="batch")
+    parser.add_argument("--num-prompts", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256, help="completion tokens at most")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    tokenizer = load_tokenizer(arguments.student)
+    problems = generate_problems("test", arguments.num_prompts, seed=0)
+    setup = Setup(
+        load_model(arguments.student).to(arguments.device).eval(),
+        load_model(arguments.teacher).to(arguments.device).eval(),
+        tokenizer,
+        [make_prompt(tokenizer, index, problem.question) for index, problem in enumerate(problems)],
+        arguments.num_slots,
+        arguments.repeats,
+    )
+    figures = {
+        "batch": arguments.num_slots,
+        **against_the_released_way(setup, arguments.length),
+        **cost_per_token(setup),
+        **overhead_when_nobody_calls(setup, arguments.length),
+    }
+    write_result("relay_decode", setup.device, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -75,38 +75,40 @@ class Report(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.enabled:
+        if not self.enabled or trainer.global_step > 0:
             return
         prompts = self._prompts(trainer)
-        identity = self._identity(pl_module, prompts)
-        path = RunFolder.of(trainer).baseline
-        if trainer.global_step > 0:
-            # Rank 0 decides for all: the others must not wait for measurements that it does not make.
-            stored = load_results(path.read_text(), identity) if path.exists() else {}
-            self._before = trainer.strategy.broadcast(stored)
-            if not self._before:
-                rank_zero_info(f"{path} has no figures of these problems from before training; they are left out.")
-            return
         held_out = self._held_out(trainer, pl_module, prompts)
         with trainer.precision_plugin.val_step_context():
             self._before = measure_before(held_out, self._base(pl_module, held_out))
         if trainer.is_global_zero:
-            write_atomically(path, dump_results(self._before, identity))
+            identity = self._identity(pl_module, prompts)
+            write_atomically(RunFolder.of(trainer).baseline, dump_results(self._before, identity))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
             return
-        held_out = self._held_out(trainer, pl_module, self._prompts(trainer))
+        prompts = self._prompts(trainer)
+        held_out = self._held_out(trainer, pl_module, prompts)
+        before = self._before or self._stored_before(trainer, self._identity(pl_module, prompts))
         routers = {}
         with trainer.precision_plugin.val_step_context():
-            results = self._before | measure_after(held_out, sampled=self.sampled)
+            results = before | measure_after(held_out, sampled=self.sampled)
             if self.routers and {"relay_after", "teacher_alone"} <= results.keys():
                 routers = measure_routers(held_out, results, self.router_seeds)
         if trainer.is_global_zero:
             summary = relay_fields(results, routers) | self._run_fields(trainer, pl_module)
             write_atomically(RunFolder.of(trainer).summary, json.dumps(summary, indent=2) + "\n")
             print_summary(summary, RunFolder.of(trainer))
+
+    def _stored_before(self, trainer: Trainer, identity: dict[str, Any]) -> dict[str, EvalResult]:
+        """What the run measured before it was interrupted. Rank 0 decides for all, so that all measure the same."""
+        path = RunFolder.of(trainer).baseline
+        stored = trainer.strategy.broadcast(load_results(path.read_text(), identity) if path.exists() else {})
+        if not stored:
+            rank_zero_info(f"{path} has no figures of these problems from before training; they are left out.")
+        return stored
 
     def _run_fields(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {

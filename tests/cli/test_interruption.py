@@ -84,6 +84,17 @@ def test_killed_run_ends_as_one_never_interrupted(whole, start, config, tmp_path
     assert_same_run(whole, folder)
 
 
+def test_run_killed_in_its_final_report_makes_it_up(whole, start, config, tmp_path):
+    report = (tmp_path / "whole" / "summary.json").rename(tmp_path / "report.json")
+    process = start(
+        *("fit", "--config", config, "--run_dir", "whole", "--trainer.max_steps", STEPS, "--ckpt_path", "last")
+    )
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
+    again, figures = json.loads((whole / "summary.json").read_text()), json.loads(report.read_text())
+    assert {**again, "wall_s": None} == {**figures, "wall_s": None}
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_is_answered_by_a_checkpoint_and_a_clear_line(whole, start, config, tmp_path, signal_number):
     folder = tmp_path / "stopped"

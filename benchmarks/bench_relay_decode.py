@@ -196,25 +196,27 @@ def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, float]:
     return {"overhead": overhead, **{f"{name.replace(' ', '_')}_tokens_per_s": rate for name, rate in rates.items()}}
 
 
-@torch.no_grad()
 def plain_decode(engine: LocalEngine, prompts: Sequence[Prompt], num_slots: int, length: int) -> Tensor:
     """[prompts, length]: greedy tokens of the student alone, with nothing but the model and an argmax per token."""
-    batches = []
-    for start in range(0, len(prompts), num_slots):
-        batch = prompts[start : start + num_slots]
-        widest = max(len(prompt.token_ids) for prompt in batch)
-        engine.allocate(len(batch), widest + length)
-        ids = torch.tensor([[*p.token_ids, *[0] * (widest - len(p.token_ids))] for p in batch], device=engine.device)
-        lengths = torch.tensor([len(prompt.token_ids) for prompt in batch], device=engine.device)
-        slots = torch.arange(len(batch), device=engine.device)
-        engine.extend(slots, ids, lengths - 1)
-        token = ids[slots, lengths - 1]
-        output, is_active = [], torch.ones_like(slots, dtype=torch.bool)
-        for _ in range(length):
-            token = engine.step(token, is_active).argmax(-1)
-            output.append(token)
-        batches.append(torch.stack(output, 1))
-    return torch.cat(batches)
+    with engine.session():
+        batches = [prompts[start : start + num_slots] for start in range(0, len(prompts), num_slots)]
+        return torch.cat([plain_decode_batch(engine, batch, length) for batch in batches])
+
+
+def plain_decode_batch(engine: LocalEngine, prompts: Sequence[Prompt], length: int) -> Tensor:
+    """`plain_decode` of as many prompts as there are slots."""
+    widest = max(len(prompt.token_ids) for prompt in prompts)
+    engine.allocate(len(prompts), widest + length)
+    ids = torch.tensor([[*p.token_ids, *[0] * (widest - len(p.token_ids))] for p in prompts], device=engine.device)
+    lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts], device=engine.device)
+    slots = torch.arange(len(prompts), device=engine.device)
+    engine.extend(slots, ids, lengths - 1)
+    token = ids[slots, lengths - 1]
+    output, is_active = [], torch.ones_like(slots, dtype=torch.bool)
+    for _ in range(length):
+        token = engine.step(token, is_active).argmax(-1)
+        output.append(token)
+    return torch.stack(output, 1)
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
-"""Keys and values of S slots of different length.
+"""Keys and values of S slots of different length, and the attention over them.
 
-Shapes: S slots, N rows of a call, T new tokens, H key/value heads, C capacity, K columns in view, D head size.
+Shapes: S slots, N rows of a pass, T new tokens, H query heads, K key/value heads, C capacity, D head size.
 """
 
 from __future__ import annotations
 
 import torch
+from relay_kernels import decode_attention
 from torch import Tensor
 
 VIEW_BUCKET = 32
@@ -13,10 +14,10 @@ VIEW_BUCKET = 32
 
 
 class SlotKVCache:
-    """Per-layer keys and values [S, C + 1, H, D]; column C takes the writes of padding and of rows that are left alone.
+    """Per-layer keys and values [S, C, K, D], which each layer's attention appends to and reads in place.
 
-    A forward pass is announced with `begin`; the model then calls `update` once per layer. Storage is made by the
-    first update of a layer, with the dtype and head shape that the model has.
+    A forward pass is announced with `begin`; the model then calls `attend` once per layer. Storage is made by the
+    first call of a layer, with the dtype and head shape that the model has.
     """
 
     def __init__(self, num_slots: int, max_length: int, device: torch.device) -> None:
@@ -28,46 +29,49 @@ class SlotKVCache:
         """An upper bound of `lengths` that is known without asking the device."""
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._all_slots = torch.arange(num_slots, device=device)
-        self._columns = torch.arange(max_length + VIEW_BUCKET, device=device)
+        self._columns = torch.arange(max_length, device=device)
         self._slots: Tensor | None = None
-        self._write_at = self.lengths
-        """[N * T]: where the tokens of the announced pass go, as rows of [S * (C + 1), H * D]."""
+        self._num_cached = self.lengths
+        """[N] int64: tokens before the announced pass."""
+        self._num_new = self.lengths
         self._num_columns = 0
+        self.num_attended = 0
+        """Layers of the announced pass that have attended."""
 
-    def begin(self, slots: Tensor | None, num_new: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def begin(self, slots: Tensor | None, num_new: Tensor, num_tokens: int) -> Tensor:
         """Plans a pass of T = num_tokens tokens a row, of which num_new[i] (0 to T) are real, and advances the lengths.
 
-        slots: [N] or None for all. Returns positions [N, T] int64 and the attention mask [N, 1, T, K] bool (True: may
-        be seen).
+        slots: [N] or None for all. Returns positions [N, T] int64.
         """
         lengths = self.lengths if slots is None else self.lengths.index_select(0, slots)
-        if num_tokens == 1:
-            positions = lengths[:, None]
-            write_at = torch.where(num_new > 0, lengths, self.max_length)[:, None]
-        else:
-            offsets = self._columns[:num_tokens]
-            positions = lengths[:, None] + offsets
-            write_at = torch.where(offsets < num_new[:, None], positions, self.max_length)
-        self._slots = slots
-        rows = self._all_slots if slots is None else slots
-        self._write_at = (rows[:, None] * (self.max_length + 1) + write_at).flatten()
+        self._slots, self._num_cached, self._num_new, self.num_attended = slots, lengths, num_new, 0
         self.longest = min(self.longest + num_tokens, self.max_length)
-        self._num_columns = min(-(-self.longest // VIEW_BUCKET) * VIEW_BUCKET, self.max_length + 1)
-        mask = self._columns[: self._num_columns] <= positions[:, None, :, None]
+        self._num_columns = min(-(-self.longest // VIEW_BUCKET) * VIEW_BUCKET, self.max_length)
         if slots is None:
             self.lengths = lengths + num_new
         else:
             self.lengths = self.lengths.index_copy(0, slots, lengths + num_new)
-        return positions.clamp(max=self.max_length - 1), mask
+        positions = lengths[:, None] if num_tokens == 1 else lengths[:, None] + self._columns[:num_tokens]
+        return positions.clamp(max=self.max_length - 1)
 
-    def update(self, keys: Tensor, values: Tensor, layer_index: int) -> tuple[Tensor, Tensor]:
-        """Stores the new keys and values, each [N, H, T, D], and returns all in view, [N, H, K, D]."""
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer_index: int, scale: float | None) -> Tensor:
+        """Appends the new keys and values, each [N, T, K, D], and returns the attention of `query`, [N, T, H, D]."""
+        # Autocast may leave the rotated queries and keys wider than the values.
+        dtype = values.dtype
+        self.num_attended += 1
         if layer_index == len(self._keys):
-            self._keys.append(self._storage(keys))
+            self._keys.append(self._storage(values))
             self._values.append(self._storage(values))
-        return self._store_and_view(self._keys[layer_index], keys), self._store_and_view(
-            self._values[layer_index], values
+        return decode_attention(
+            query.to(dtype),
+            self._keys[layer_index][:, : self._num_columns],
+            self._values[layer_index][:, : self._num_columns],
+            self._num_cached,
+            new_key=keys.to(dtype),
+            new_value=values,
+            num_new=self._num_new,
+            slots=self._slots,
+            scale=scale,
         )
 
     def truncate(self, slots: Tensor, lengths: Tensor) -> None:
@@ -86,12 +90,4 @@ class SlotKVCache:
         self.longest = longest
 
     def _storage(self, like: Tensor) -> Tensor:
-        # Zeros: a masked column still takes part in the product with the values, and 0 * NaN is NaN.
-        return like.new_zeros(self.num_slots, self.max_length + 1, like.shape[1], like.shape[3])
-
-    def _store_and_view(self, storage: Tensor, new: Tensor) -> Tensor:
-        num_heads, head_size = new.shape[1], new.shape[3]
-        rows = new.transpose(1, 2).reshape(-1, num_heads * head_size)
-        storage.view(-1, num_heads * head_size).index_copy_(0, self._write_at, rows)
-        view = storage[:, : self._num_columns]
-        return (view if self._slots is None else view.index_select(0, self._slots)).transpose(1, 2)
+        return like.new_empty(self.num_slots, self.max_length, like.shape[2], like.shape[3])

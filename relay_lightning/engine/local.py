@@ -8,17 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from relay_lightning.engine.kv_cache import SlotKVCache
 from relay_lightning.models.architecture import check_supported, eos_token_ids, max_context
+
+SLOT_ATTENTION = "relay_slots"
+"""Name of the attention function that a model has during a session."""
+NOT_PLAIN = ("softcap", "s_aux", "position_bias", "sliding_window")
+"""What models hand to an attention function that changes its result."""
 
 
 class LocalEngine:
     """`TokenEngine` over the live weights of `model`, which may be in training; a PEFT model is used with its adapters.
 
-    Works with any causal model with plain attention ("sdpa" or "eager"): keys and values live in slots, positions and
-    the 4-dimensional attention mask are given explicitly. Raises ValueError for a model that cannot be run so.
+    Works with any causal model whose layers attend through Transformers' attention interface: within a session their
+    attention function is `relay_kernels.decode_attention` over slots, and positions are given explicitly. Raises
+    ValueError for a model that cannot be run so.
     """
 
     def __init__(self, model: torch.nn.Module, *, max_context: int | None = None) -> None:
@@ -50,13 +56,16 @@ class LocalEngine:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """No gradients, no dropout; afterwards each submodule is as it was, in training or not."""
+        """No gradients, no dropout, attention over slots; afterwards each submodule is as it was."""
         training = [module for module in self.model.modules() if module.training]
+        attention = self.model.config._attn_implementation
         self.model.eval()
+        self.model.config._attn_implementation = SLOT_ATTENTION
         try:
             with torch.no_grad():
                 yield
         finally:
+            self.model.config._attn_implementation = attention
             for module in training:
                 module.training = True
 
@@ -73,39 +82,60 @@ class LocalEngine:
         self._cache.tighten(longest)
 
     def extend(self, slots: Tensor, token_ids: Tensor, num_new: Tensor) -> None:
-        self._forward(token_ids, slots, num_new)
+        self._forward(self.model.get_decoder(), token_ids, slots, num_new)
 
     def step(self, token_ids: Tensor, is_active: Tensor, slots: Tensor | None = None) -> Tensor:
-        return self._forward(token_ids[:, None], slots, is_active.long())[:, -1]
+        # The whole head of the model runs, whatever scales or caps it has.
+        return self._forward(self.model, token_ids[:, None], slots, is_active.long()).logits[:, -1]
 
-    def _forward(self, token_ids: Tensor, slots: Tensor | None, num_new: Tensor) -> Tensor:
-        """Logits after the last column, [N, 1, V]: the whole head of the model runs, whatever scales or caps it has."""
-        positions, mask = self._cache.begin(slots, num_new, token_ids.shape[1])
-        if self.model.config._attn_implementation == "eager":
-            dtype = self.model.get_input_embeddings().weight.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-        outputs = self.model(
-            input_ids=token_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=_CacheAdapter(self._cache),
-            use_cache=True,
-            logits_to_keep=1,
+    def _forward(self, module: torch.nn.Module, token_ids: Tensor, slots: Tensor | None, num_new: Tensor) -> Any:
+        """What `module`, the model with or without its head, makes of the new tokens."""
+        cache, adapter = self._cache, _CacheAdapter(self._cache)
+        positions = cache.begin(slots, num_new, token_ids.shape[1])
+        outputs = module(
+            input_ids=token_ids, position_ids=positions, past_key_values=adapter, use_cache=True, slot_cache=cache
         )
-        return outputs.logits
+        if adapter.num_updates != cache.num_attended:
+            raise ValueError(
+                f"{type(self.model).__name__} does not attend through Transformers' attention interface, or is decoded"
+                " outside a session; relay decoding cannot use it"
+            )
+        return outputs
 
 
 class _CacheAdapter(Cache):
-    """Gives a slot cache to a model as its `past_key_values`."""
+    """Stands for a slot cache as a model's `past_key_values`: the attention function does all the work."""
 
     def __init__(self, slots: SlotKVCache) -> None:
         super().__init__(layers=[])
         self._slot_cache = slots
+        self.num_updates = 0
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        return self._slot_cache.update(key_states, value_states, layer_idx)
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The new keys and values as they are."""
+        self.num_updates += 1
+        return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
         return self._slot_cache.longest
+
+
+def _slot_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001 - what a slot holds says what may be seen
+    *,
+    slot_cache: SlotKVCache,
+    scaling: float | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of Transformers: query [N, H, T, D], new key and value [N, K, T, D] -> [N, T, H, D]."""
+    if unknown := [name for name in NOT_PLAIN if extras.get(name) is not None]:
+        raise ValueError(f"{type(module).__name__} has {unknown[0]}; relay decoding needs plain attention")
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    return slot_cache.attend(query, key, value, module.layer_idx, scaling), None
+
+
+AttentionInterface.register(SLOT_ATTENTION, _slot_attention)

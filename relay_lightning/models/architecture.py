@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-SUPPORTED_ATTENTION = ("sdpa", "eager")
-
 
 def check_supported(model: PreTrainedModel) -> None:
     """Raises ValueError with the reason when `model` does not attend to all tokens through a plain key/value cache."""
@@ -22,11 +20,6 @@ def check_supported(model: PreTrainedModel) -> None:
     if layer_types - {"full_attention"} or (window is not None and not layer_types):
         kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"a sliding window of {window} tokens"
         raise ValueError(f"{name} has {kinds}; relay decoding needs full attention in every layer")
-    if config._attn_implementation not in SUPPORTED_ATTENTION:
-        raise ValueError(
-            f"{name} was loaded with attn_implementation={config._attn_implementation!r};"
-            " relay decoding needs 'sdpa' or 'eager'"
-        )
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

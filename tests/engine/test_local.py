@@ -141,6 +141,25 @@ def test_session_restores_the_mode_of_every_module():
     assert [module.training for module in model.modules()] == modes
 
 
+def test_a_model_that_attends_in_its_own_way_is_refused_at_its_first_pass():
+    model = random_model("qwen3", VOCAB_SIZE)
+    engine = LocalEngine(model)
+    with engine.session():
+        engine.allocate(1, 8)
+        model.config._attn_implementation = "sdpa"
+        with pytest.raises(ValueError, match="does not attend through Transformers' attention interface"):
+            engine.step(torch.tensor([4]), torch.tensor([True]))
+
+
+def test_attention_that_is_not_plain_is_refused_with_the_reason():
+    config = Gemma2Config(**_SMALL, head_dim=8, attn_logit_softcapping=50.0, layer_types=["full_attention"])
+    engine = LocalEngine(Gemma2ForCausalLM(config))
+    with engine.session():
+        engine.allocate(1, 8)
+        with pytest.raises(ValueError, match="softcap"):
+            engine.step(torch.tensor([4]), torch.tensor([True]))
+
+
 def test_weights_are_those_of_the_moment_and_stay_trainable():
     model = random_model("qwen3", VOCAB_SIZE).train()
     engine = LocalEngine(model)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.data.chat_template import encode_prompt, make_prompt
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.relay.relay import Relay
+from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 def load_relay(
@@ -34,17 +41,41 @@ def load_relay(
         raise ValueError(f"teacher={teacher!r} is a URL; a served teacher is not supported, name a model")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(student)
-    student_engine = LocalEngine(load_model(student, dtype).to(device).requires_grad_(False))
-    teacher_engine = None
-    if teacher is not None:
-        teacher_engine = LocalEngine(load_model(teacher, dtype).to(device).requires_grad_(False))
-    protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)
-    decoder = RelayDecoder(student_engine, teacher_engine, protocol, num_slots=num_slots)
+    student_model = load_model(student, dtype).to(device).requires_grad_(False)
+    teacher_model = load_model(teacher, dtype).to(device).requires_grad_(False) if teacher is not None else None
+    decoder = build_decoder(student_model, tokenizer, teacher_model, teacher, num_slots=num_slots)
 
     def prompt(prompt_id: int, question: str | Sequence[int]) -> Prompt:
         return _prompt(tokenizer, prompt_id, question)
 
     return Relay(decoder, prompt)
+
+
+def build_decoder(
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: nn.Module | None = None,
+    teacher_name: str | None = None,
+    *,
+    num_slots: int,
+) -> RelayDecoder:
+    """A decoder over two loaded models; `tokenizer` is the student's, the teacher's is opened by its name.
+
+    Where the two tokenizers differ, hand-overs go through text, and a warning says so. Raises ValueError for a model
+    that the relay cannot run.
+    """
+    student_engine = LocalEngine(student)
+    teacher_engine = LocalEngine(teacher) if teacher is not None else None
+    protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)
+    bridge = None
+    if teacher_engine is not None and teacher_name is not None:
+        teacher_tokenizer = load_tokenizer(teacher_name)
+        if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
+            logger.warning("The teacher %r has another vocabulary than its student: text is handed over.", teacher_name)
+            teacher_vocabulary = Vocabulary.of(teacher_tokenizer, teacher_engine.vocab_size)
+            encode = partial(encode_prompt, teacher_tokenizer)
+            bridge = TextBridge(protocol.vocabulary, teacher_vocabulary, encode)
+    return RelayDecoder(student_engine, teacher_engine, protocol, bridge=bridge, num_slots=num_slots)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, prompt_id: int, question: str | Sequence[int]) -> Prompt:

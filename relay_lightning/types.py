@@ -94,7 +94,7 @@ class Completion:
     token_source: list[TokenSource]
     log_probs: list[float]
     """Natural log-probability of each token under its author at the sampling temperature, before top-k, top-p and min-p
-    (temperature 0 counts as 1)."""
+    (temperature 0 counts as 1). NaN where the teacher wrote in a vocabulary of its own."""
     sampling_log_probs: list[float]
     """The same under the truncated distribution that was sampled from (0.0 at temperature 0)."""
     spans: list[RelaySpan]

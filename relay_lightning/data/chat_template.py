@@ -28,3 +28,13 @@ def make_prompt(tokenizer: PreTrainedTokenizerBase, prompt_id: int, question: st
     text = render_prompt(tokenizer, question)
     token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return Prompt(prompt_id, tuple(token_ids), text, question, answer)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The prompt in the vocabulary and chat template of another `tokenizer`, its teacher's.
+
+    A prompt that was given as tokens has no question: its text is encoded as it stands.
+    """
+    if prompt.question:
+        return list(make_prompt(tokenizer, prompt.prompt_id, prompt.question).token_ids)
+    return list(tokenizer(prompt.text, add_special_tokens=False)["input_ids"])

@@ -15,15 +15,14 @@ from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.loader import read_position
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
-from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.modules.metrics import add_ratios, completion_ratios, divide
 from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
+from relay_lightning.pair import build_decoder
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
-from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.rewards.answers import is_correct
 from relay_lightning.types import Completion, Prompt
 
@@ -190,12 +189,10 @@ class RelayModule(LightningModule):
         return self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum").cpu()
 
     def _build_decoder(self) -> RelayDecoder:
-        protocol = CallProtocol().compile(self.tokenizer, self.student.config.vocab_size)
         teacher = None
         if self.teacher_name is not None:
-            model = load_model(self.teacher_name).to(self.device).requires_grad_(False)
-            teacher = LocalEngine(model)
-        return RelayDecoder(LocalEngine(self.student), teacher, protocol, num_slots=self.num_slots)
+            teacher = load_model(self.teacher_name).to(self.device).requires_grad_(False)
+        return build_decoder(self.student, self.tokenizer, teacher, self.teacher_name, num_slots=self.num_slots)
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
         """What validation and test report of some prompts, as numerators and denominators: greedy decoding."""

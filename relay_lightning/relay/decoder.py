@@ -10,11 +10,12 @@ from typing import Literal
 from relay_lightning.engine.base import TokenEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.accounting import DecodeStats
+from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.policies import Policy, make_policy
 from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.relay.rows import RelayRequest
 from relay_lightning.relay.run import DecodeRun, RunOptions
-from relay_lightning.types import Completion
+from relay_lightning.types import Completion, Prompt
 
 __all__ = ["RelayDecoder", "RelayRequest"]
 
@@ -28,10 +29,13 @@ class RelayDecoder:
         teacher: TokenEngine | None,
         protocol: CompiledProtocol,
         *,
+        bridge: TextBridge | None = None,
         num_slots: int = 64,
         steps_per_look: int = 1,
     ) -> None:
-        """num_slots: completions in flight. steps_per_look: decode steps between two looks of the host at the rows.
+        """bridge: between the vocabularies of student and teacher; None where they share one.
+
+        num_slots: completions in flight. steps_per_look: decode steps between two looks of the host at the rows.
 
         Raises ValueError when the protocol is not compiled for the student's vocabulary or a number is below 1.
         """
@@ -45,6 +49,7 @@ class RelayDecoder:
         self.student = student
         self.teacher = teacher
         self.protocol = protocol
+        self.bridge = bridge
         self.num_slots = num_slots
         self.steps_per_look = steps_per_look
         self.stats = DecodeStats()
@@ -90,7 +95,7 @@ class RelayDecoder:
             return []
         start_s = time.perf_counter()
         with self.student.session(), self.teacher.session() if self.teacher else nullcontext():
-            run = DecodeRun(self.student, self.teacher, self.protocol, requests, options)
+            run = DecodeRun(self.student, self.teacher, self.protocol, requests, options, self.bridge)
             num_finished = 0
             while run.is_live:
                 run.advance()
@@ -112,14 +117,20 @@ class RelayDecoder:
             raise ValueError(f"max_call_tokens must be at least 1 or None, not {options.max_call_tokens}")
         if options.eos_policy not in ("finish", "return"):
             raise ValueError(f"eos_policy={options.eos_policy!r} is unknown; it is 'finish' or 'return'")
-        engines = {"student": self.student, "teacher": self.teacher if options.policy.needs_teacher else None}
         for request in requests:
-            prompt = request.prompt
-            if not prompt.token_ids:
-                raise ValueError(f"prompt {prompt.prompt_id} is empty")
-            for name, engine in engines.items():
-                if engine is not None and len(prompt.token_ids) >= engine.max_context:
-                    raise ValueError(
-                        f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens and leaves no room"
-                        f" in the {name}'s context of {engine.max_context}"
-                    )
+            self._check_prompt(request.prompt, options.policy.needs_teacher)
+
+    def _check_prompt(self, prompt: Prompt, needs_teacher: bool) -> None:
+        """Raises ValueError for a prompt that is empty or leaves no room in a model's context."""
+        if not prompt.token_ids:
+            raise ValueError(f"prompt {prompt.prompt_id} is empty")
+        readers: list[tuple[str, TokenEngine, Sequence[int]]] = [("student", self.student, prompt.token_ids)]
+        if self.teacher is not None and needs_teacher:
+            token_ids = self.bridge.encode_prompt(prompt) if self.bridge else prompt.token_ids
+            readers.append(("teacher", self.teacher, token_ids))
+        for name, engine, token_ids in readers:
+            if len(token_ids) >= engine.max_context:
+                raise ValueError(
+                    f"prompt {prompt.prompt_id} has {len(token_ids)} tokens and leaves no room"
+                    f" in the {name}'s context of {engine.max_context}"
+                )

@@ -17,7 +17,7 @@ from typing import Any
 from relay_kernels.relay_step.commands import MAX_REQUEST, CommandTable
 
 from relay_lightning.relay.automaton import ASCII_SPACE, build_byte_automaton, compile_table
-from relay_lightning.relay.token_bytes import token_bytes
+from relay_lightning.relay.vocabulary import Vocabulary
 
 _BREAK = b"\xff"  # never part of UTF-8 text: nothing matches across it
 _FORBIDDEN_IN_TAGS = re.compile(rb"[0-9" + re.escape(ASCII_SPACE) + rb"]")
@@ -69,17 +69,9 @@ class CallProtocol:
     def compile(self, tokenizer: Any, vocab_size: int | None = None) -> CompiledProtocol:
         """The protocol in the vocabulary of a Transformers tokenizer or a `tokenizers.Tokenizer`.
 
-        `vocab_size`: width of the model's logits, where it differs from the tokenizer's. Ids that the tokenizer does
-        not know are no text; ids that the model does not have are left out. Raises as `token_bytes` does.
+        `vocab_size`: width of the model's logits, as in `Vocabulary.of`, which says what is raised.
         """
-
-        def encode(text: str) -> list[int]:
-            encoding = tokenizer.encode(text, add_special_tokens=False)
-            return list(getattr(encoding, "ids", encoding))
-
-        spelled = token_bytes(tokenizer)
-        width = len(spelled) if vocab_size is None else vocab_size
-        return self.compile_bytes([*spelled[:width], *[None] * (width - len(spelled))], encode)
+        return self.compile_vocabulary(Vocabulary.of(tokenizer, vocab_size))
 
     def compile_bytes(
         self, token_bytes: Sequence[bytes | None], encode: Callable[[str], list[int]] | None = None
@@ -88,8 +80,12 @@ class CallProtocol:
 
         `encode` spells a piece of text as token ids; without it pieces are spelled by the longest tokens from the left.
         """
+        return self.compile_vocabulary(Vocabulary(token_bytes, encode))
+
+    def compile_vocabulary(self, vocabulary: Vocabulary) -> CompiledProtocol:
+        """The protocol in `vocabulary`."""
         automaton = build_byte_automaton(self.open_tag.encode(), self.close_tag.encode())
-        return CompiledProtocol(self, compile_table(automaton, token_bytes), list(token_bytes), encode)
+        return CompiledProtocol(self, compile_table(automaton, vocabulary.token_bytes), vocabulary)
 
 
 class CompiledProtocol:
@@ -98,23 +94,21 @@ class CompiledProtocol:
     A segment is what the student wrote between two hand-overs, as token ids.
     """
 
-    def __init__(
-        self,
-        protocol: CallProtocol,
-        table: CommandTable,
-        token_bytes: list[bytes | None],
-        encode: Callable[[str], list[int]] | None,
-    ) -> None:
+    def __init__(self, protocol: CallProtocol, table: CommandTable, vocabulary: Vocabulary) -> None:
         self.protocol = protocol
         self.table = table
-        self.token_bytes = token_bytes
-        self._encode = encode
+        self.vocabulary = vocabulary
         marked = table.next_state.masked_fill(table.is_complete, _COMPLETE)
         self._rows = [bytes(row.tolist()) for row in marked]  # bytes: one lookup on the host takes no tensor
 
     @property
     def vocab_size(self) -> int:
         return self.table.vocab_size
+
+    @property
+    def token_bytes(self) -> list[bytes | None]:
+        """The bytes of every token id; None for a special token."""
+        return self.vocabulary.token_bytes
 
     def scan(self, token_ids: Sequence[int]) -> list[CommandSpan]:
         """The valid calls of a segment, in order.
@@ -155,7 +149,7 @@ class CompiledProtocol:
             head = self.token_bytes[token_ids[span.start]] or b""
             tail = self.token_bytes[token_ids[span.stop - 1]] or b""
             kept += token_ids[position : span.start]
-            kept += self._spell(head[: span.start_byte]) + self._spell(tail[span.stop_byte :])
+            kept += self.vocabulary.spell(head[: span.start_byte]) + self.vocabulary.spell(tail[span.stop_byte :])
             position = span.stop
         return [*kept, *token_ids[position:]]
 
@@ -171,26 +165,3 @@ class CompiledProtocol:
         stop_byte = match.end() - sum(len(piece) for piece in pieces[:-1])
         n = int(match[1]) if len(match[1]) <= len(str(MAX_REQUEST)) else MAX_REQUEST
         return CommandSpan(start, completing + 1, start_byte, stop_byte, n)
-
-    def _spell(self, data: bytes) -> list[int]:
-        """Token ids of a part of a token: the tokenizer's own if they say just that, else the longest from the left.
-
-        What no token can say (half a character, without byte tokens) is left out.
-        """
-        if self._encode is not None and data:
-            token_ids = self._encode(data.decode("utf-8", "replace"))
-            said = [self.token_bytes[token] if token < self.vocab_size else None for token in token_ids]
-            if None not in said and b"".join(filter(None, said)) == data:
-                return token_ids
-        spelled: list[int] = []
-        while data:
-            length = next((size for size in range(len(data), 0, -1) if data[:size] in self._token_of_bytes), None)
-            if length is not None:
-                spelled.append(self._token_of_bytes[data[:length]])
-            data = data[length or 1 :]
-        return spelled
-
-    @cached_property
-    def _token_of_bytes(self) -> dict[bytes, int]:
-        """The highest token id of every byte string: SentencePiece lists its bare bytes before its pieces."""
-        return {data: token for token, data in enumerate(self.token_bytes) if data}

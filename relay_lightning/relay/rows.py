@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from relay_kernels.relay_step import RowStatus, Writer
 
+from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.relay.side import Reading
 from relay_lightning.types import Completion, FinishReason, Prompt, RelaySpan, TokenSource
@@ -43,6 +44,8 @@ class OpenCall:
     num_requested_tokens: int
     span_limit: int
     """Completion length at which the teacher stops."""
+    is_cut: bool = False
+    """The span was shortened to the budget as the student reads it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +59,8 @@ class Row:
     token_limit: int
     """Completion tokens at most: the budget, or the room in a model's context."""
     teacher_context: list[int]
-    """What the teacher reads and wrote, in its own tokens."""
+    """What the teacher reads and wrote, in its own tokens; at first its prompt."""
+    num_teacher_prompt_tokens: int
     is_all_teacher: bool
     """The policy gave the whole completion to the teacher."""
     tokens: list[int] = field(default_factory=list)
@@ -80,14 +84,16 @@ class Row:
 
     def teacher_reading(self) -> Reading:
         """What the teacher has to read before it goes on."""
-        num_prompt_tokens = len(self.request.prompt.token_ids)
-        return Reading(self.slot, self.teacher_context, self.num_cached[Writer.TEACHER], num_prompt_tokens)
+        num_cached = self.num_cached[Writer.TEACHER]
+        return Reading(self.slot, self.teacher_context, num_cached, self.num_teacher_prompt_tokens)
 
-    def open_call(self, new_tokens: list[int], requested: int | None, protocol: CompiledProtocol) -> None:
+    def open_call(
+        self, new_tokens: list[int], requested: int | None, protocol: CompiledProtocol, bridge: TextBridge | None
+    ) -> None:
         """Takes in the student's segment, which ends in a command, or where a policy asked for `requested` tokens
         instead.
 
-        The teacher's context grows by the segment without the command.
+        The teacher's context grows by the segment without the command, over the bridge if there is one.
         """
         start = len(self.tokens) + len(new_tokens)
         commands = protocol.scan(new_tokens)
@@ -96,7 +102,8 @@ class Row:
         else:
             self.call = OpenCall(start, start, requested, start)
         self.num_malformed_calls += protocol.count_malformed(new_tokens)
-        self.teacher_context += protocol.strip_commands(new_tokens, commands)
+        shown = protocol.strip_commands(new_tokens, commands)
+        self.teacher_context += bridge.to_teacher(shown) if bridge else shown
         self.tokens += new_tokens
 
     def begin_span(self, teacher_capacity: int, max_call_tokens: int | None) -> None:
@@ -112,13 +119,13 @@ class Row:
         self.call.span_limit = min(self.call.start + num_tokens, self.token_limit)
 
     def close_call(self, new_tokens: list[int], status: RowStatus) -> None:
-        """Takes in the teacher's tokens as a span that ended with `status`."""
+        """Takes in the teacher's tokens, as the student reads them, as a span that ended with `status`."""
         call = self.call
         assert call is not None
         self.tokens += new_tokens
-        self.teacher_context += new_tokens
         finish_reason = SPAN_FINISH[status]
-        if len(new_tokens) >= call.num_requested_tokens and status == RowStatus.LENGTH:
+        is_whole = len(new_tokens) >= call.num_requested_tokens and not call.is_cut
+        if is_whole and status == RowStatus.LENGTH:
             finish_reason = FinishReason.DELIVERED
         span = RelaySpan(call.start, len(self.tokens), call.num_requested_tokens, finish_reason, call.command_start)
         self.spans.append(span)
@@ -151,12 +158,5 @@ class Row:
             spans=self.spans,
             finish_reason=self.finish_reason,
             num_malformed_calls=self.num_malformed_calls,
-            text=decode_text(self.tokens, protocol),
+            text=protocol.vocabulary.text_of(self.tokens),
         )
-
-
-def decode_text(token_ids: list[int], protocol: CompiledProtocol) -> str:
-    """The text of token ids, without special tokens."""
-    token_bytes = protocol.token_bytes
-    pieces = (token_bytes[token_id] for token_id in token_ids if token_id < len(token_bytes))
-    return b"".join(piece for piece in pieces if piece is not None).decode("utf-8", errors="replace")

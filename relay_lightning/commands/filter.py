@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from relay_lightning.callbacks.run_folder import write_atomically
 from relay_lightning.commands.parser import run_function
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.records import Problem, load_problems
+from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import evaluate
@@ -23,16 +26,27 @@ from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.protocol import CallProtocol
 
-CountCorrect = Callable[[Sequence[Problem]], list[int]]
-"""Problems -> how many of its samples are correct, for each."""
+JudgeProblems = Callable[[Sequence[Problem]], list["Counts"]]
+"""What came of the samples of each problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What came of a problem's samples."""
+
+    num_correct: int
+    num_unparsable: int
+    """Answers that could not be understood; they count as wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilterSettings:
     """Everything that a pass rate depends on."""
 
-    data: str
+    data: str | SourceMapping
     num_problems: int
+    problems: str
+    """Digest of the questions and answers: a file or a data set of the hub may have changed since."""
     teacher: str
     num_samples: int
     temperature: float
@@ -42,10 +56,8 @@ class FilterSettings:
 
 def filter_(
     output: str,
-    data: str = "tiny:train",
+    data: str | SourceMapping = "tiny:train",
     num_problems: int | None = 4096,
-    question_column: str = "question",
-    answer_column: str = "answer",
     teacher: str = "tiny:teacher",
     num_samples: int = 10,
     threshold: float = 0.5,
@@ -62,10 +74,9 @@ def filter_(
 
     Args:
         output: JSONL file for the problems that are kept.
-        data: JSONL file, or `tiny:train`.
-        num_problems: how many problems to take; null takes a whole file.
-        question_column: column of the question in a JSONL row.
-        answer_column: column of the reference answer in a JSONL row.
+        data: JSONL or Parquet file, folder or Hugging Face id, as text or as a mapping with the names of its columns
+            (`--data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k.
+        num_problems: how many problems to take, the first ones; null takes all.
         teacher: folder, hub id or `tiny:teacher`.
         num_samples: samples per problem.
         threshold: share of correct samples from which on a problem is kept.
@@ -80,24 +91,32 @@ def filter_(
             "num_samples and problems_per_batch must be at least 1 and threshold in [0, 1], "
             f"but they are {num_samples}, {problems_per_batch} and {threshold}."
         )
-    problems = load_problems(
-        data, num_problems=num_problems, seed=seed, question_column=question_column, answer_column=answer_column
+    problems = load_problems(data, num_problems=num_problems, seed=seed)
+    settings = FilterSettings(
+        data, len(problems), digest(problems), teacher, num_samples, temperature, max_completion_tokens, seed
     )
-    settings = FilterSettings(data, len(problems), teacher, num_samples, temperature, max_completion_tokens, seed)
     rates_path = Path(f"{output}.pass_rates")
     num_known = len(read_rates(rates_path, settings))
     rest = problems[num_known:]
     if rest:
-        count_correct = teacher_counter(settings, num_slots)
-        append_rates(rates_path, settings, judge_in_batches(rest, count_correct, settings, problems_per_batch))
+        judge = teacher_judge(settings, num_slots)
+        append_rates(rates_path, settings, judge_in_batches(rest, judge, settings, problems_per_batch))
     rates = read_rates(rates_path, settings)
     kept = [row for row in rates if row["pass_rate"] >= threshold]
     write_atomically(Path(output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
     print(f"{len(kept)} of {len(rates)} problems are solved in {threshold:.0%} of the samples or more: {output}")
+    if num_unparsable := sum(row["num_unparsable"] for row in rates):
+        print(f"{num_unparsable} of {len(rates) * num_samples} answers could not be understood and count as wrong.")
 
 
-def teacher_counter(settings: FilterSettings, num_slots: int) -> CountCorrect:
-    """Counts by decoding with the teacher alone; a sample depends on its problem and the seed, not on its batch."""
+def digest(problems: Sequence[Problem]) -> str:
+    """Identity of the problems, in their order."""
+    text = json.dumps([(row.problem_id, row.question, row.answer) for row in problems])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def teacher_judge(settings: FilterSettings, num_slots: int) -> JudgeProblems:
+    """Judges by decoding with the teacher alone; a sample depends on its problem and the seed, not on its batch."""
     tokenizer, model = load_tokenizer(settings.teacher), load_model(settings.teacher)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     protocol = CallProtocol().compile(tokenizer, model.config.vocab_size)
@@ -105,28 +124,28 @@ def teacher_counter(settings: FilterSettings, num_slots: int) -> CountCorrect:
     decoder = RelayDecoder(LocalEngine(model.to(device)), None, protocol, num_slots=num_slots)
     sampling = SamplingParams(settings.max_completion_tokens, settings.temperature)
 
-    def count(problems: Sequence[Problem]) -> list[int]:
+    def judge(problems: Sequence[Problem]) -> list[Counts]:
         prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
         result = evaluate(
             decoder, prompts, sampling, "teacher_free", seed=settings.seed, num_samples=settings.num_samples
         )
-        correct = [judged.is_correct for judged in result.completions]
+        samples = iter(result.completions)
+        grouped = [list(islice(samples, settings.num_samples)) for _ in problems]
         return [
-            sum(correct[start : start + settings.num_samples]) for start in range(0, len(correct), settings.num_samples)
+            Counts(sum(row.is_correct for row in group), sum(row.is_unparsable for row in group)) for group in grouped
         ]
 
-    return count
+    return judge
 
 
 def judge_in_batches(
-    problems: Sequence[Problem], count_correct: CountCorrect, settings: FilterSettings, batch_size: int
+    problems: Sequence[Problem], judge: JudgeProblems, settings: FilterSettings, batch_size: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of pass rates, a batch of problems at a time, behind a progress bar."""
     with tqdm(total=settings.num_problems, initial=settings.num_problems - len(problems), unit="problem") as bar:
         for start in range(0, len(problems), batch_size):
             batch = problems[start : start + batch_size]
-            counts = count_correct(batch)
-            yield [_rate_row(problem, count, settings) for problem, count in zip(batch, counts, strict=True)]
+            yield [_rate_row(problem, counts, settings) for problem, counts in zip(batch, judge(batch), strict=True)]
             bar.update(len(batch))
 
 
@@ -172,14 +191,14 @@ def _difference(header: Any, settings: FilterSettings) -> str:
     return "; ".join(changed)
 
 
-def _rate_row(problem: Problem, num_correct: int, settings: FilterSettings) -> dict[str, Any]:
+def _rate_row(problem: Problem, counts: Counts, settings: FilterSettings) -> dict[str, Any]:
     return {
         "question": problem.question,
         "answer": problem.answer,
         "problem_id": problem.problem_id,
-        "num_correct": num_correct,
+        **asdict(counts),
         "num_samples": settings.num_samples,
-        "pass_rate": num_correct / settings.num_samples,
+        "pass_rate": counts.num_correct / settings.num_samples,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from relay_lightning.commands.sentences import CLASS, condense_parser_message
+from relay_lightning.data.source import SourceMapping
 
 
 class OneSentenceErrors:
@@ -19,7 +20,9 @@ class OneSentenceErrors:
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the sentence and exits with code 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
-        keys = [action.dest for action in parser._actions] + _init_arguments(message)
+        is_of_source = "SourceMapping" in message and "Unexpected keys" in message
+        keys = [*SourceMapping.__annotations__] if is_of_source else [action.dest for action in parser._actions]
+        keys += _init_arguments(message)
         print(f"error: {condense_parser_message(message, keys)}", file=sys.stderr)
         raise SystemExit(2) from ex
 

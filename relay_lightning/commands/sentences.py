@@ -18,7 +18,9 @@ NOISE = re.compile(
 KEY = re.compile(r'Parser key "([^"]+)":?\s*(.*)')
 CLASS = re.compile(r"Problem with given class_path '([^']+)':?")
 GIVEN = re.compile(r"Given value: (.*)")
-UNKNOWN = re.compile(r"(?:[Oo]ption '([^']+)'(?: is not accepted|$)|unrecognized arguments: (\S+).*)")
+UNKNOWN = re.compile(
+    r"(?:[Oo]ption '([^']+)'(?: is not accepted|$)|unrecognized arguments: (\S+).*|Unexpected keys: {'([^']+)'.*)"
+)
 EXPECTED = (
     (re.compile(r"Expected a (?:typing\.)?Literal\[(.*?)\]"), r"expected one of \1"),
     (re.compile(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>"), r"expected \1"),
@@ -57,6 +59,7 @@ def condense_parser_message(message: str, known_keys: Iterable[str] = ()) -> str
         if line and not CLASS.match(line) and not NOISE.match(line) and line not in wrong:
             wrong.append(line)
     key = ".".join(part for part in path if part not in ("config", "subcommand"))
+    wrong = [line for line in wrong if not any(other.startswith(f"{line}. ") for other in wrong)]
     given = GIVEN.search(message)
     sentence = " or ".join(wrong) or (f"'{given[1]}' cannot be used here" if given else " ".join(message.split()))
     for pattern, plain in EXPECTED:
@@ -69,7 +72,7 @@ def _explain_unknown(sentence: str, prefix: str, known_keys: Iterable[str]) -> s
     match = UNKNOWN.search(sentence)
     if not match:
         return sentence
-    unknown = (match[1] or match[2]).split("=")[0].removeprefix("--")
+    unknown = (match[1] or match[2] or match[3]).split("=")[0].removeprefix("--")
     known = [key.removeprefix(f"{prefix}.") if prefix else key for key in known_keys]
     similar = difflib.get_close_matches(unknown, known, n=1)
     return f"there is no key '{unknown}'" + (f"; did you mean '{similar[0]}'?" if similar else "")

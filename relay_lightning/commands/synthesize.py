@@ -18,6 +18,7 @@ from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.commands import MAX_COMMANDS, MAX_DIGIT_EXPONENT, insert_commands
 from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
+from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
@@ -30,10 +31,8 @@ from relay_lightning.types import Prompt
 def synthesize(
     output: str | None = None,
     cache_dir: str = ".cache/self_samples",
-    data: str = "tiny:train",
+    data: str | SourceMapping = "tiny:train",
     num_problems: int | None = 4096,
-    question_column: str = "question",
-    answer_column: str = "answer",
     student: str = "tiny:student",
     samples_per_prompt: int = 1,
     max_completion_tokens: int = 192,
@@ -53,10 +52,9 @@ def synthesize(
     Args:
         output: JSONL file; null writes into the cache.
         cache_dir: the warm-up's `model.cache_dir`.
-        data: JSONL file, or `tiny:train`.
-        num_problems: how many problems to take; null takes a whole file.
-        question_column: column of the question in a JSONL row.
-        answer_column: column of the reference answer in a JSONL row.
+        data: JSONL or Parquet file, folder or Hugging Face id, as text or as a mapping with the names of its columns
+            (`--data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k.
+        num_problems: how many problems to take, the first ones; null takes all.
         student: folder, hub id or `tiny:student`.
         samples_per_prompt: completions of each problem.
         max_completion_tokens: budget of a completion.
@@ -67,9 +65,7 @@ def synthesize(
         num_slots: completions decoded together.
         seed: of the samples, the commands, and the embedded world's problems.
     """
-    problems = load_problems(
-        data, num_problems=num_problems, seed=seed, question_column=question_column, answer_column=answer_column
-    )
+    problems = load_problems(data, num_problems=num_problems, seed=seed)
     tokenizer, model = load_tokenizer(student), load_model(student, dtype=torch.float32)
     prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
     sampling = SamplingParams(max_completion_tokens, temperature)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
 
-from relay_lightning.data.records import Problem, load_problems
+from relay_lightning.data.notices import notify
+from relay_lightning.data.presets import resolve_source
+from relay_lightning.data.records import Problem, count_shared, load_problems
+from relay_lightning.data.source import DataSource, SourceMapping
 from relay_lightning.data.stream import PromptLoader
 from relay_lightning.types import Prompt
-
-logger = logging.getLogger(__name__)
 
 STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
@@ -26,14 +25,12 @@ class ProblemDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        train: str,
-        val: str,
-        test: str,
+        train: str | SourceMapping,
+        val: str | SourceMapping,
+        test: str | SourceMapping,
         num_train_problems: int | None,
         num_val_problems: int | None,
         num_test_problems: int | None,
-        question_column: str,
-        answer_column: str,
         max_prompt_tokens: int,
         eval_batch_size: int,
         seed: int,
@@ -41,11 +38,10 @@ class ProblemDataModule(LightningDataModule):
         super().__init__()
         require_positive(max_prompt_tokens=max_prompt_tokens, eval_batch_size=eval_batch_size)
         self.sources = {
-            "train": (train, num_train_problems),
-            "val": (val, num_val_problems),
-            "test": (test, num_test_problems),
+            "train": (resolve_source(train), num_train_problems),
+            "val": (resolve_source(val), num_val_problems),
+            "test": (resolve_source(test), num_test_problems),
         }
-        self.columns = (question_column, answer_column)
         self.max_prompt_tokens = max_prompt_tokens
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -54,17 +50,13 @@ class ProblemDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads what the stage needs, before any model is loaded."""
-        question_column, answer_column = self.columns
-        for split in STAGE_SPLITS[stage]:
-            if split not in self.problems:
-                source, num_problems = self.sources[split]
-                self.problems[split] = load_problems(
-                    source,
-                    num_problems=num_problems,
-                    seed=self.seed,
-                    question_column=question_column,
-                    answer_column=answer_column,
-                )
+        added = [split for split in STAGE_SPLITS[stage] if split not in self.problems]
+        for split in added:
+            source, num_problems = self.sources[split]
+            self.problems[split] = load_problems(source, num_problems=num_problems, seed=self.seed)
+        for held_out in ("val", "test"):
+            if {"train", held_out} <= self.problems.keys() and not {"train", held_out}.isdisjoint(added):
+                self._notify_of_leak(held_out)
 
     def val_dataloader(self) -> PromptLoader:
         return self._eval_loader("val")
@@ -83,13 +75,22 @@ class ProblemDataModule(LightningDataModule):
         prompts = self.trainer.lightning_module.build_prompts(self.problems[split])
         return drop_long_prompts(prompts, self.max_prompt_tokens, source=self.sources[split][0])
 
+    def _notify_of_leak(self, split: str) -> None:
+        """Says how many questions of a held-out split are trained on."""
+        held_out = self.problems[split]
+        if num_shared := count_shared(held_out, self.problems["train"]):
+            notify(
+                f"{num_shared} of the {len(held_out)} problems of data.{split} ({self.sources[split][0]}) are also in "
+                f"data.train ({self.sources['train'][0]}): what is measured on them was trained on."
+            )
+
     def _eval_loader(self, split: str) -> PromptLoader:
         trainer = self.trainer
         prompts = self.build_prompts(split)
         return PromptLoader(prompts, self.eval_batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
 
 
-def drop_long_prompts(prompts: Sequence[Prompt], max_prompt_tokens: int, *, source: str) -> list[Prompt]:
+def drop_long_prompts(prompts: Sequence[Prompt], max_prompt_tokens: int, *, source: str | DataSource) -> list[Prompt]:
     """The prompts of at most `max_prompt_tokens` tokens; says how many of `source` were left out.
 
     Raises ValueError if all were.
@@ -99,7 +100,7 @@ def drop_long_prompts(prompts: Sequence[Prompt], max_prompt_tokens: int, *, sour
     if not kept:
         raise ValueError(f"All {num_dropped} prompts of {source} exceed max_prompt_tokens={max_prompt_tokens}.")
     if num_dropped:
-        _report(
+        notify(
             f"{num_dropped} of {len(prompts)} prompts of {source} exceed {max_prompt_tokens} tokens and are left out."
         )
     return kept
@@ -110,8 +111,3 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, but is {value}.")
-
-
-@rank_zero_only
-def _report(message: str) -> None:
-    logger.warning(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from relay_lightning.data.loader import PositionedLoader, TrainPosition, read_position
 from relay_lightning.data.problems import ProblemDataModule, require_positive
+from relay_lightning.data.source import SourceMapping
 from relay_lightning.data.stream import PromptStream, RolloutBatch
 
 
@@ -11,14 +12,13 @@ class PromptDataModule(ProblemDataModule):
     """Prompts for GRPO.
 
     Args:
-        train: JSONL file, or `tiny:train`.
-        val: JSONL file, or `tiny:test`; the first `num_val_problems` are validated on.
-        test: JSONL file, or `tiny:test`; also what `predict` answers.
-        num_train_problems: how many problems to take; null takes a whole file.
+        train: JSONL or Parquet file, folder or Hugging Face id, as text or as a mapping with the names of its columns
+            (`filter --data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k, dapo-17k-filtered.
+        val: as `train`, validated on; also tiny:test, gsm8k:test, math:test, math500, aime24, aime25.
+        test: as `val`; also what `predict` answers.
+        num_train_problems: how many problems to take, the first ones; null takes all.
         num_val_problems: as above.
         num_test_problems: as above.
-        question_column: column of the question in a JSONL row.
-        answer_column: column of the reference answer in a JSONL row.
         prompts_per_rollout: prompts decoded at a time, over all processes; each is sampled `group_size` times.
         steps_per_rollout: optimiser steps that one rollout is used for; each takes an equal share of it.
         max_prompt_tokens: longer prompts are counted, reported and left out; they are never cut.
@@ -29,14 +29,12 @@ class PromptDataModule(ProblemDataModule):
     def __init__(
         self,
         *,
-        train: str = "tiny:train",
-        val: str = "tiny:test",
-        test: str = "tiny:test",
+        train: str | SourceMapping = "tiny:train",
+        val: str | SourceMapping = "tiny:test",
+        test: str | SourceMapping = "tiny:test",
         num_train_problems: int | None = 4096,
         num_val_problems: int | None = 64,
         num_test_problems: int | None = 500,
-        question_column: str = "question",
-        answer_column: str = "answer",
         prompts_per_rollout: int = 16,
         steps_per_rollout: int = 1,
         max_prompt_tokens: int = 1024,
@@ -50,8 +48,6 @@ class PromptDataModule(ProblemDataModule):
             num_train_problems=num_train_problems,
             num_val_problems=num_val_problems,
             num_test_problems=num_test_problems,
-            question_column=question_column,
-            answer_column=answer_column,
             max_prompt_tokens=max_prompt_tokens,
             eval_batch_size=eval_batch_size,
             seed=seed,

@@ -17,6 +17,7 @@ from torch import Tensor
 from relay_lightning.data.commands import insert_commands
 from relay_lightning.data.loader import PositionedLoader, TrainPosition, read_position
 from relay_lightning.data.problems import ProblemDataModule
+from relay_lightning.data.source import SourceMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +157,14 @@ class WarmupDataModule(ProblemDataModule):
     The completions come from the module being trained (`WarmupModule.self_sample`), which keeps them on disk.
 
     Args:
-        train: problems to complete: a JSONL file, or `tiny:train`.
-        val: JSONL file, or `tiny:test`.
-        test: JSONL file, or `tiny:test`; also what `predict` answers.
-        num_train_problems: how many problems to take; null takes a whole file.
+        train: problems to complete: JSONL or Parquet file, folder or Hugging Face id, as text or as a mapping with the
+            names of its columns (`filter --data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k,
+            dapo-17k-filtered.
+        val: as `train`, validated on; also tiny:test, gsm8k:test, math:test, math500, aime24, aime25.
+        test: as `val`; also what `predict` answers.
+        num_train_problems: how many problems to take, the first ones; null takes all.
         num_val_problems: as above.
         num_test_problems: as above.
-        question_column: column of the question in a JSONL row.
-        answer_column: column of the reference answer in a JSONL row.
         batch_size: completions of an optimiser step, over all processes and micro-batches.
         max_commands: commands in one completion at most.
         max_digit_exponent: a command asks for d * 10^k tokens, d in 1..9, k in 0..this.
@@ -176,14 +177,12 @@ class WarmupDataModule(ProblemDataModule):
     def __init__(
         self,
         *,
-        train: str = "tiny:train",
-        val: str = "tiny:test",
-        test: str = "tiny:test",
+        train: str | SourceMapping = "tiny:train",
+        val: str | SourceMapping = "tiny:test",
+        test: str | SourceMapping = "tiny:test",
         num_train_problems: int | None = 4096,
         num_val_problems: int | None = 64,
         num_test_problems: int | None = 500,
-        question_column: str = "question",
-        answer_column: str = "answer",
         batch_size: int = 32,
         max_commands: int = 3,
         max_digit_exponent: int = 3,
@@ -199,8 +198,6 @@ class WarmupDataModule(ProblemDataModule):
             num_train_problems=num_train_problems,
             num_val_problems=num_val_problems,
             num_test_problems=num_test_problems,
-            question_column=question_column,
-            answer_column=answer_column,
             max_prompt_tokens=max_prompt_tokens,
             eval_batch_size=eval_batch_size,
             seed=seed,

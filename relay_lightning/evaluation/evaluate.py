@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from relay_lightning.relay.decoder import RelayRequest
-from relay_lightning.rewards.answers import is_correct
+from relay_lightning.rewards.answers import AnswerStatus, judge_answer
 from relay_lightning.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from relay_lightning.relay.decoder import RelayDecoder
     from relay_lightning.relay.policies import Policy
 
-Judge = Callable[[str, str], bool]
-"""(completion text, reference answer) -> correct."""
+Judge = Callable[[str, str], AnswerStatus]
+"""(completion text, reference answer) -> how they compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Judged:
     num_teacher_tokens: int
     num_calls: int
     num_malformed_calls: int
+    is_unparsable: bool = False
+    """The answer could not be understood. It counts as wrong, but whether it is nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class EvalResult:
     def accuracy(self) -> float:
         """Share of correct completions."""
         return self._mean(judged.is_correct for judged in self.completions)
+
+    @property
+    def unparsable_frac(self) -> float:
+        """Share of completions whose answer could not be understood."""
+        return self._mean(judged.is_unparsable for judged in self.completions)
 
     @property
     def call_ratio(self) -> float:
@@ -88,7 +95,7 @@ def evaluate(
     *,
     seed: int = 0,
     num_samples: int = 1,
-    judge: Judge = is_correct,
+    judge: Judge = judge_answer,
     **options: Any,
 ) -> EvalResult:
     """The result of decoding every prompt `num_samples` times and judging each completion by its prompt's answer.
@@ -108,15 +115,17 @@ def evaluate(
     return EvalResult(tuple(judged))
 
 
-def judge_completion(completion: Completion, prompt: Prompt, judge: Judge = is_correct) -> Judged:
+def judge_completion(completion: Completion, prompt: Prompt, judge: Judge = judge_answer) -> Judged:
     """What counts of a completion, judged by its prompt's answer."""
+    status = judge(completion.text, prompt.answer or "")
     return Judged(
         prompt_id=completion.prompt_id,
-        is_correct=judge(completion.text, prompt.answer or ""),
+        is_correct=status is AnswerStatus.CORRECT,
         num_tokens=completion.num_tokens,
         num_teacher_tokens=completion.num_teacher_tokens,
         num_calls=completion.num_calls,
         num_malformed_calls=completion.num_malformed_calls,
+        is_unparsable=status is AnswerStatus.UNPARSABLE,
     )
 
 

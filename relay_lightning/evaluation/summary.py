@@ -35,6 +35,7 @@ def result_fields(result: EvalResult) -> dict[str, Any]:
     return {
         "accuracy": result.accuracy,
         "accuracy_interval_95": list(bootstrap_interval(correct)),
+        "unparsable_frac": result.unparsable_frac,
         "call_ratio": result.call_ratio,
         "num_problems": result.num_problems,
         "called_frac": result.called_frac,

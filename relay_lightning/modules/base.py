@@ -18,12 +18,12 @@ from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
-from relay_lightning.modules.metrics import add_ratios, completion_ratios, divide
+from relay_lightning.modules.metrics import add_ratios, answer_ratios, completion_ratios, divide
 from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.pair import build_decoder
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
-from relay_lightning.rewards.answers import is_correct
+from relay_lightning.rewards.answers import AnswerStatus, judge_answer
 from relay_lightning.types import Completion, Prompt
 
 PROGRESS_BAR = {"accuracy", "call_ratio"}
@@ -199,11 +199,12 @@ class RelayModule(LightningModule):
         return self.judge(prompts, self.decode(prompts))
 
     def judge(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, tuple[float, float]]:
-        """Accuracy, lengths and calls of a completion per prompt."""
+        """Accuracy, answers that are missing or not understood, lengths and calls of a completion per prompt."""
         pairs = zip(completions, prompts, strict=True)
-        num_correct = sum(is_correct(completion.text, prompt.answer or "") for completion, prompt in pairs)
-        named = {name.rsplit("/")[-1]: ratio for name, ratio in completion_ratios(completions).items()}
-        return {"accuracy": (float(num_correct), float(len(completions))), **named}
+        statuses = [judge_answer(completion.text, prompt.answer or "") for completion, prompt in pairs]
+        ratios = answer_ratios(statuses) | completion_ratios(completions)
+        named = {name.rsplit("/")[-1]: ratio for name, ratio in ratios.items()}
+        return {"accuracy": (float(statuses.count(AnswerStatus.CORRECT)), float(len(statuses))), **named}
 
     def _log_evaluation(self, stage: str) -> None:
         metrics = divide(self._evaluated, self.sum_over_ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from relay_lightning.rewards.equivalence import Equivalence, check_equivalence
+from relay_lightning.rewards.equivalence import MAX_ANSWER_CHARACTERS, Equivalence, check_equivalence
 
 
 class AnswerStatus(StrEnum):
@@ -16,7 +16,7 @@ class AnswerStatus(StrEnum):
     MISSING = "missing"
     """There is no balanced box."""
     UNPARSABLE = "unparsable"
-    """The box is empty, or the two answers could not be read as mathematics or not be compared in time."""
+    """The box is empty or overfull, or the answers could not be read as mathematics or not be compared in time."""
 
 
 _BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
@@ -47,13 +47,15 @@ def judge_answer(text: str, answer: str) -> AnswerStatus:
     Equal notations and integers are decided here; everything else by math-verify (section "Answers" of
     docs/numerics.md). Raises ValueError when the reference is empty.
     """
-    boxed_reference = extract_boxed(answer)
-    reference = _normalise(answer if boxed_reference is None else boxed_reference)
+    bare = _unboxed(answer)
+    reference = _normalise(bare)
     if not reference:
         raise ValueError(f"answer must not be empty; got {answer!r}.")
     boxed = extract_boxed(text)
     if boxed is None:
         return AnswerStatus.MISSING
+    if len(boxed) > MAX_ANSWER_CHARACTERS:  # before any pattern sees it: one of them takes quadratic time
+        return AnswerStatus.UNPARSABLE
     given = _normalise(boxed)
     if not given:
         return AnswerStatus.UNPARSABLE
@@ -61,7 +63,13 @@ def judge_answer(text: str, answer: str) -> AnswerStatus:
         return AnswerStatus.CORRECT
     if (_INTEGER.fullmatch(given) and _INTEGER.fullmatch(reference)) or _WORDS.fullmatch(reference):
         return AnswerStatus.WRONG
-    return _STATUS_OF[check_equivalence(boxed_reference or answer.strip().strip("$"), boxed)]
+    return _STATUS_OF[check_equivalence(bare.strip().strip("$"), boxed)]
+
+
+def is_reference(answer: str) -> bool:
+    """Whether completions can be judged by `answer`: it is not empty, and not longer than any answer may be."""
+    bare = _unboxed(answer)
+    return len(bare) <= MAX_ANSWER_CHARACTERS and bool(_normalise(bare))
 
 
 def is_correct(text: str, answer: str) -> bool:
@@ -74,6 +82,12 @@ _STATUS_OF = {
     Equivalence.DIFFERENT: AnswerStatus.WRONG,
     Equivalence.UNDECIDED: AnswerStatus.UNPARSABLE,
 }
+
+
+def _unboxed(answer: str) -> str:
+    """The last box of a reference that has one."""
+    boxed = extract_boxed(answer)
+    return answer if boxed is None else boxed
 
 
 def _normalise(answer: str) -> str:

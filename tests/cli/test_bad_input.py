@@ -26,6 +26,11 @@ def write(path: Path, text: str) -> Path:
         (["--model.student", "/no/where"], r"folder '/no/where' does not exist"),
         (["--model.teacher", "tiny:professor"], r"'tiny:professor' is unknown"),
         (["--data.train", "nope.jsonl"], r"file nope.jsonl does not exist"),
+        (["--data.train", "gsm8k"], r"file gsm8k does not exist. Data sets with a name are .*gsm8k:train, gsm8k:test"),
+        (["--data.train", "{question: q}"], r"needs the key 'path', but has only 'question'"),
+        (["--data.train", "{path: a.jsonl, qestion: q}"], r"train: there is no key 'qestion'; did you mean 'question'"),
+        (["--data.train", "{path: a.jsonl, answer: [q]}"], r"train: expected str, got '\['q'\]'"),
+        (["--data.train", "{path: a.jsonl, answer_pattern: '#+'}"], r"answer_pattern '#\+' must have one group"),
         (["--data.max_prompt_tokens", "5"], r"All 8 prompts of .* exceed max_prompt_tokens=5"),
         (["--data.prompts_per_rollout", "100"], r"prompts_per_rollout is 100, but there are 8 prompts"),
         (["--checkpoint.every_n_train_steps", "0"], r"checkpoint.every_n_train_steps must be at least 1"),
@@ -43,7 +48,7 @@ def test_fit_refuses_bad_values(in_process, config, tmp_path, arguments, sentenc
     ("content", "sentence"),
     [
         ('{"question": "a", "answer": "1"}\n{"question": \n', r"train.jsonl:2 is not valid JSON"),
-        ('{"problem": "a", "answer": "1"}\n', r"train.jsonl:1 lacks 'question'"),
+        ('{"problem": "a", "answer": "1"}\n', r"train.jsonl:1 lacks 'question'; its columns are 'problem', 'answer'"),
         ("\n", r"train.jsonl holds no problems"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,38 @@ def test_filter_goes_on_where_it_was_killed_and_ends_the_same(in_process, small_
     assert in_process(*filter_arguments(small_pair, killed)).exit_code == 0
     assert Path(f"{killed}.pass_rates").read_text() == rates
     assert killed.read_text() == whole.read_text()
+
+
+WORKED_ROWS = [
+    {"prompt": [{"content": f"How many {word}?"}], "solution": f"So \\boxed{{{number}}}." if number else "Unknown."}
+    for number, word in enumerate(("nothing", "kebu", "lomi", "tari"))
+]
+
+
+def test_filter_reads_mapped_columns_and_leaves_out_rows_without_an_answer(in_process, small_pair, tmp_path, caplog):
+    data, output = tmp_path / "worked.jsonl", tmp_path / "kept.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in WORKED_ROWS))
+    mapping = f"{{path: {data}, question: 'prompt[0].content', answer: solution, answer_pattern: boxed}}"
+    arguments = filter_arguments(small_pair, output)
+    arguments[arguments.index("--data") + 1] = mapping
+    result = in_process(*arguments)
+    assert result.exit_code == 0, result.errors
+    assert f"no answer that can be read (left out) in 1 of its rows, first in {data}:1 (" in caplog.text
+    header, *rates = rows(Path(f"{output}.pass_rates"))
+    assert header["settings"]["data"]["question"] == "prompt[0].content"
+    assert [(rate["problem_id"], rate["answer"]) for rate in rates] == [(1, "1"), (2, "2"), (3, "3")]
+    assert in_process(*arguments).exit_code == 0
+
+
+def test_filter_refuses_to_go_on_when_the_data_have_changed(in_process, small_pair, tmp_path):
+    data, output = tmp_path / "data.jsonl", tmp_path / "kept.jsonl"
+    arguments = filter_arguments(small_pair, output)
+    arguments[arguments.index("--data") + 1] = data
+    for answer, exit_code in ((1, 0), (1, 0), (2, 2)):
+        data.write_text(json.dumps({"question": "How many kebu?", "answer": answer}) + "\n")
+        result = in_process(*arguments)
+        assert result.exit_code == exit_code, result.errors
+    assert re.search("made with other settings .problems was '.*' and is '.*'.; choose another output", result.sentence)
 
 
 def test_synthesize_writes_the_students_own_text_with_commands(in_process, small_pair, tmp_path):

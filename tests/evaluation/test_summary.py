@@ -61,6 +61,12 @@ def test_malformed_share_counts_opened_tags():
     assert EvalResult((Judged(0, True, 5, 0, 0, 0),)).malformed_call_frac == 0.0
 
 
+def test_answers_that_were_not_understood_are_counted_apart():
+    judged = (Judged(0, False, 5, 0, 0, 0, is_unparsable=True), Judged(1, False, 5, 0, 0, 0))
+    assert EvalResult(judged).unparsable_frac == 0.5
+    assert relay_fields({"relay_after": EvalResult(judged)}, {})["relay_after"]["unparsable_frac"] == 0.5
+
+
 def test_table_shows_every_row_once():
     fields = relay_fields(RESULTS, ROUTERS)
     output = io.StringIO()

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from qwen_vocabulary import qwen_tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from relay_lightning.relay.protocol import CallProtocol, CompiledProtocol
 from relay_lightning.tiny import tokenizer as tiny_tokenizer
-
-BYTE_LEVEL_CHARACTER = {chr(byte): byte for byte in [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]}
-BYTE_LEVEL_CHARACTER |= {chr(0x100 + i): b for i, b in enumerate(set(range(256)) - set(BYTE_LEVEL_CHARACTER.values()))}
 
 FRAGMENTS = (
     *("<call>", "</call>", "<call>5</call>", " <call>12</call>.\n", "?<call>\t007\r\n</call>>", "<call>0</call>"),
@@ -72,37 +68,6 @@ def make_vocabulary(name: str, compiled: CompiledProtocol, tokenizer: Any | None
         if data is None or (len(data) < 24 and set(data) & set(b"<>/cal0123456789 \n")):
             nasty_ids.append(token)
     return Vocabulary(name, compiled, tokenizer, dict(ids_of_bytes), nasty_ids)
-
-
-def qwen_tokenizer() -> Tokenizer:
-    """The real Qwen vocabulary as a byte-level BPE of the `tokenizers` library."""
-    import qwen_tokenizer as package
-    from qwen_tokenizer import qwen_tokenizer as settings
-
-    lines = (Path(package.__file__).parent / "resources" / "qwen.tiktoken").read_bytes().splitlines()
-    ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in lines}
-    character_of = {byte: character for character, byte in BYTE_LEVEL_CHARACTER.items()}
-    spelling = {data: "".join(character_of[byte] for byte in data) for data in ranks}
-    merges = [tuple(spelling[part] for part in _last_merge(data, ranks)) for data in ranks if len(data) > 1]
-    tokenizer = Tokenizer(models.BPE({spelling[data]: rank for data, rank in ranks.items()}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(settings.PAT_STR), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for _, text in settings.SPECIAL_TOKENS])
-    return tokenizer
-
-
-def _last_merge(data: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that a byte-pair encoder joins last to make `data`."""
-    parts = [data[i : i + 1] for i in range(len(data))]
-    while len(parts) > 2:
-        at = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
 
 
 def sentencepiece_tokenizer(*, byte_fallback: bool = True) -> Tokenizer:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay_lightning.rewards import equivalence
-from relay_lightning.rewards.answers import AnswerStatus, extract_boxed, is_correct, judge_answer
+from relay_lightning.rewards.answers import AnswerStatus, extract_boxed, is_correct, is_reference, judge_answer
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,23 @@ def test_empty_reference_is_refused(answer):
         judge_answer(r"\boxed{5}", answer)
 
 
+@pytest.mark.parametrize("content", ["0" * 200_000 + "x", "{" * 50_000 + "1" + "}" * 50_000, "1," * 100_000 + "2"])
+def test_an_answer_of_any_length_is_judged_at_once(content, monkeypatch):
+    """The pattern of an integer is quadratic: the zeros alone once took minutes, in the training process itself."""
+    monkeypatch.setattr("relay_lightning.rewards.answers.check_equivalence", None)
+    assert judge_answer(f"\\boxed{{{content}}}", "5") is AnswerStatus.UNPARSABLE
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_usable"),
+    [("5", True), (r"\boxed{5}", True), ("$$", False), (r"\boxed{ }", False), ("1" * 1000, True), ("1" * 1001, False)],
+)
+def test_a_reference_is_usable_when_completions_can_be_judged_by_it(answer, is_usable):
+    assert is_reference(answer) is is_usable
+    if is_usable:
+        assert is_correct(f"\\boxed{{{extract_boxed(answer) or answer}}}", answer)
+
+
 def test_answers_are_judged_outside_the_main_thread():
     """math-verify's own timeouts use signal.alarm, which raises in a thread; there every answer would be wrong."""
     statuses = []
@@ -114,11 +132,42 @@ def test_answers_are_judged_outside_the_main_thread():
     assert statuses == [AnswerStatus.CORRECT]
 
 
-def test_an_endless_computation_is_ended_and_the_next_answer_judged():
-    """9^9^9^9 keeps sympy inside one C function for ever; no exception can stop it, so the process is ended."""
+def test_threads_that_judge_at_once_get_their_own_answers():
+    def judge(number):
+        return judge_answer(f"\\boxed{{{number}/7}}", f"{number + number % 2}/7")
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(judge, range(64)))
+    assert statuses == [AnswerStatus.WRONG if number % 2 else AnswerStatus.CORRECT for number in range(64)]
+
+
+ENDLESS = {
+    "a tower of powers": "9^{9^{9^{9}}}",  # one C function for ever: no exception can stop it
+    "a factorial": "(10^9)!",
+    "a binomial": r"\binom{10^9}{5\cdot 10^8}",
+    "a product": r"\prod_{n=1}^{10^9} n",
+    "an expansion": "(x+1)^{100000}",
+    "nested brackets": "(" * 450 + "1" + ")" * 450,  # the grammar, not the arithmetic
+    "nested fractions": r"\frac{1}{" * 90 + "2" + "}" * 90,
+}
+
+
+@pytest.mark.parametrize("content", [ENDLESS["a tower of powers"], ENDLESS["nested brackets"]])
+def test_an_endless_computation_is_ended_and_the_next_answer_judged(content):
+    assert_ended(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", ENDLESS.values(), ids=ENDLESS)
+def test_everything_endless_is_ended_in_worker_threads_too(content):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(assert_ended, content).result()
+
+
+def assert_ended(content):
     worker = equivalence._Worker(max_processor_s=0.5)
     try:
-        assert worker.compare("7", "9^{9^{9^{9}}}") is equivalence.Equivalence.UNDECIDED
+        assert worker.compare("7", content) is equivalence.Equivalence.UNDECIDED
         assert worker.compare("1/2", "0.5") is equivalence.Equivalence.EQUAL
     finally:
         worker.close()

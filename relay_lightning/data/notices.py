@@ -1,0 +1,34 @@
+"""Notices about the data, each given once, by one process of a run."""
+
+from __future__ import annotations
+
+import logging
+
+from lightning.pytorch.utilities import rank_zero_only
+
+logger = logging.getLogger(__name__)
+
+MAX_SHOWN_CHARACTERS = 80
+
+
+class Remarks:
+    """What is to be said of rows when all are read: how many it is true of, and which is the first."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[int, str]] = {}
+
+    def add(self, remark: str, place: str, text: str = "") -> None:
+        """Counts the row at `place`; `text` is what is shown of it if it is the first."""
+        shown = f" ({text[:MAX_SHOWN_CHARACTERS]!r})" if text else ""
+        num_rows, first = self._rows.get(remark, (0, place + shown))
+        self._rows[remark] = (num_rows + 1, first)
+
+    def __str__(self) -> str:
+        said = (f"{remark} in {num} of its rows, first in {first}" for remark, (num, first) in self._rows.items())
+        return "; ".join(said)
+
+
+@rank_zero_only
+def notify(message: str) -> None:
+    """Logs the message as a warning."""
+    logger.warning(message)

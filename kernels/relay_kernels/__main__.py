@@ -7,9 +7,11 @@ import platform
 
 import torch
 
-from relay_kernels.backends import choose_backend, has_triton, why_not_triton
+from relay_kernels.backends import NO_NATIVE, choose_backend, has_triton, why_not_native, why_not_triton
+from relay_kernels.native import describe_library
 
 OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention")
+NATIVE_OPS = ("append_kv", "decode_attention")
 
 
 def version(package: str) -> str:
@@ -30,10 +32,15 @@ def describe_devices() -> list[str]:
 
 
 def describe_op(op: str, device: torch.device) -> str:
-    """The backend that `op` takes for tensors of `device`, and why not the other."""
-    chosen = choose_backend(op, "auto", device)
-    reason = why_not_triton(device) or "its interpreter runs only when backend='triton' asks for it"
-    return f"{op:<18} {device.type:<5} {chosen:<10} {'' if chosen == 'triton' else f'not triton: {reason}'}".rstrip()
+    """The backend that `op` takes for tensors of `device`, and why not the others."""
+    no_native = None if op in NATIVE_OPS else NO_NATIVE
+    chosen = choose_backend(op, "auto", device, no_native=no_native)
+    reasons = {
+        "triton": why_not_triton(device) or "its interpreter runs only when backend='triton' asks for it",
+        "native": no_native or why_not_native(device),
+    }
+    told = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if name != chosen and reason)
+    return f"{op:<18} {device.type:<5} {chosen:<10} {told}".rstrip()
 
 
 def main() -> None:
@@ -43,6 +50,7 @@ def main() -> None:
     ):
         print(f"{name} {value}")
     print(f"flash-attn {version('flash-attn')} (no op uses it)")
+    print(f"native library: {describe_library()}")
     print("\n".join(describe_devices()))
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
     print(f"\n{'op':<18} {'on':<5} backend")

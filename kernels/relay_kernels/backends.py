@@ -1,4 +1,5 @@
-"""Which implementation of an op runs: the PyTorch reference anywhere, Triton on CUDA tensors or in its interpreter."""
+"""Which implementation of an op runs: the PyTorch reference anywhere, the native library on CPU tensors, Triton on CUDA
+tensors or in its interpreter."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-BACKENDS = ("auto", "reference", "triton")
+from relay_kernels.native import load_library
+
+BACKENDS = ("auto", "reference", "native", "triton")
+NO_NATIVE = "the op has no native implementation"
 
 
 @functools.cache
@@ -32,21 +36,34 @@ def why_not_triton(device: torch.device) -> str | None:
     return f"the tensors are on {device.type}, not on a CUDA device"
 
 
-def choose_backend(op: str, backend: str, device: torch.device, *, why_not: str | None = None) -> str:
-    """`reference` or `triton` for a call of `op` on tensors of `device`.
+def why_not_native(device: torch.device) -> str | None:
+    """The reason why the native library cannot run on tensors of `device`, or None when it can."""
+    if device.type != "cpu":
+        return f"the tensors are on {device.type}, not on the CPU"
+    return load_library()[1]
 
-    "auto" takes Triton on CUDA tensors and the reference elsewhere; the interpreter runs only when "triton" is asked
-    for. `why_not` is the op's own reason against Triton for these arguments, such as a dtype. Raises ValueError for a
-    name that is no backend and RuntimeError for an explicit backend that cannot run.
+
+def choose_backend(
+    op: str, backend: str, device: torch.device, *, why_not: str | None = None, no_native: str | None = NO_NATIVE
+) -> str:
+    """`reference`, `native` or `triton` for a call of `op` on tensors of `device`.
+
+    "auto" takes Triton on CUDA tensors, the native library on CPU tensors and the reference where those cannot run;
+    the interpreter runs only when "triton" is asked for. `why_not` is the op's own reason against Triton for these
+    arguments, such as a dtype, `no_native` the one against the native library. Raises ValueError for a name that is no
+    backend and RuntimeError for an explicit backend that cannot run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} of {op} is unknown; it is one of {', '.join(BACKENDS)}")
     if backend == "reference":
         return backend
-    reason = why_not_triton(device) or why_not
-    if backend == "triton" and reason is not None:
-        raise RuntimeError(f"backend='triton' of {op} cannot run: {reason}")
-    return "triton" if backend == "triton" or (reason is None and device.type == "cuda") else "reference"
+    wanted = backend if backend != "auto" else "triton" if device.type == "cuda" else "native"
+    reason = (why_not_triton(device) or why_not) if wanted == "triton" else (no_native or why_not_native(device))
+    if reason is None:
+        return wanted
+    if backend == "auto":
+        return "reference"
+    raise RuntimeError(f"backend={backend!r} of {op} cannot run: {reason}")
 
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:

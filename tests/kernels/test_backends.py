@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from relay_kernels import __main__ as overview
-from relay_kernels.backends import choose_backend
+from relay_kernels import backends, native
+from relay_kernels.backends import choose_backend, why_not_native
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -27,6 +28,26 @@ def test_auto_takes_triton_on_a_gpu_unless_the_op_has_a_reason_against_it():
     assert choose_backend("op", "auto", CUDA, why_not="odd dtype") == "reference"
 
 
+def test_auto_takes_the_library_on_a_cpu_where_it_was_built_and_the_op_is_in_it(monkeypatch):
+    monkeypatch.setattr(backends, "load_library", lambda: (object(), None))
+    assert choose_backend("op", "auto", CPU, no_native=None) == "native"
+    assert choose_backend("op", "auto", CPU, no_native="odd dtype") == "reference"
+    assert choose_backend("op", "auto", torch.device("meta"), no_native=None) == "reference"
+    monkeypatch.setattr(backends, "load_library", lambda: (None, "it was not built"))
+    assert choose_backend("op", "auto", CPU, no_native=None) == "reference"
+    with pytest.raises(RuntimeError, match="'native' of op cannot run: it was not built"):
+        choose_backend("op", "native", CPU, no_native=None)
+
+
+def test_a_missing_or_damaged_library_is_a_reason_and_not_a_crash(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "find_library", lambda: None)
+    assert "was not built" in native.load_library.__wrapped__()[1]
+    damaged = tmp_path / native.LIBRARY
+    damaged.write_bytes(b"no library")
+    monkeypatch.setattr(native, "find_library", lambda: damaged)
+    assert str(damaged) in native.load_library.__wrapped__()[1]
+
+
 def test_an_explicit_backend_that_cannot_run_raises_its_reason():
     with pytest.raises(RuntimeError, match=r"'triton' of op cannot run: .*cpu"):
         choose_backend("op", "triton", CPU)
@@ -41,5 +62,5 @@ def test_the_overview_names_every_op_with_its_backend_and_the_reason(capsys):
     lines = capsys.readouterr().out.splitlines()
     for op in overview.OPS:
         [line] = [line for line in lines if line.startswith(f"{op} ") and " cpu " in line]
-        assert "reference" in line
+        assert ("native" if op in overview.NATIVE_OPS and why_not_native(CPU) is None else "reference") in line
         assert "not triton: " in line

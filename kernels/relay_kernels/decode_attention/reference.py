@@ -55,7 +55,8 @@ def decode_attention_reference(
     )  # [B, T]: position of the token itself
     is_visible = (position <= last[..., None]) & is_new[..., None]  # [B, T, L]
 
-    grouped = query.to(compute).reshape(num_rows, num_tokens, num_kv_heads, -1, head_size)  # [B, T, K, G, D]
+    group = num_heads // num_kv_heads
+    grouped = query.to(compute).reshape(num_rows, num_tokens, num_kv_heads, group, head_size)  # [B, T, K, G, D]
     scores = torch.einsum("btkgd,blkd->bktgl", grouped, key) * scale
     scores = scores.masked_fill(~is_visible[:, None, :, None, :], float("-inf"))
     weights = torch.softmax(scores, dim=-1).masked_fill(~is_new[:, None, :, None, None], 0.0)

@@ -1,0 +1,45 @@
+// Tensors from Python as the kernels' records. A tensor that does not fit makes the whole call "refused": the Python
+// side then finds and names the argument at fault, so that each sentence is written once.
+#pragma once
+
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/optional.h>
+
+#include "cpu/types.h"
+
+namespace relay {
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+inline bool is_on_cpu(const TensorView& tensor) { return tensor.device().device_type == kDLCPU; }
+
+inline bool has_type(const TensorView& tensor, int code, int bits) {
+  return tensor.dtype().code == code && tensor.dtype().bits == bits && tensor.dtype().lanes == 1;
+}
+
+// `count` integers of the rows, int32 or int64 on the CPU, into `rows`; false if the tensor is anything else.
+inline bool take_integers(const TensorView& tensor, int64_t count, RowIntegers* rows) {
+  const bool is_wide = has_type(tensor, kDLInt, 64);
+  if (!is_on_cpu(tensor) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+  if (!is_wide && !has_type(tensor, kDLInt, 32)) return false;
+  rows->data = tensor.data_ptr();
+  rows->is_wide = is_wide;
+  rows->stride = count > 1 ? tensor.stride(0) : 1;
+  return true;
+}
+
+// A [., ., heads, D] tensor of the given type on the CPU, contiguous along D, into `heads`.
+template <typename T>
+bool take_heads(const TensorView& tensor, DLDataType dtype, Heads<T>* heads) {
+  if (!is_on_cpu(tensor) || tensor.ndim() != 4 || !has_type(tensor, dtype.code, dtype.bits)) return false;
+  if (tensor.size(3) > 1 && tensor.stride(3) != 1) return false;
+  *heads = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+  return true;
+}
+
+inline bool has_shape(const TensorView& tensor, int64_t a, int64_t b, int64_t c, int64_t d) {
+  return tensor.size(0) == a && tensor.size(1) == b && tensor.size(2) == c && tensor.size(3) == d;
+}
+
+}  // namespace relay

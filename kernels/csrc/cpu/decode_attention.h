@@ -1,0 +1,195 @@
+// Attention of the new tokens of one row and one key/value head, and their append.
+//
+// The keys and values are read where they lie, through the slot, and never beyond the row's length. Two passes: scores
+// of a few query rows at a time into `scratch`, softmax there, then the weighted sum of the values.
+#pragma once
+
+#include "vector.h"
+
+namespace relay {
+namespace RELAY_ISA {
+namespace {
+
+constexpr int kMaxTileRows = 4;  // query rows that share one read of the values
+
+// lane l: the sum of a over lanes l and l ^ H where bit H of l is 0, of b where it is 1.
+template <int H>
+RELAY_INLINE Vec fold(Vec a, Vec b) {
+#if defined(__AVX512F__)
+#define RELAY_KEEP(l) ((l) & H ? (l) + kLanes : (l))
+#define RELAY_SWAP(l) ((l) & H ? ((l) ^ H) + kLanes : ((l) ^ H))
+#define RELAY_ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#elif defined(__AVX2__)
+#define RELAY_KEEP(l) ((l) & H ? (l) + kLanes : (l))
+#define RELAY_SWAP(l) ((l) & H ? ((l) ^ H) + kLanes : ((l) ^ H))
+#define RELAY_ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
+#else
+#define RELAY_KEEP(l) ((l) & H ? (l) + kLanes : (l))
+#define RELAY_SWAP(l) ((l) & H ? ((l) ^ H) + kLanes : ((l) ^ H))
+#define RELAY_ALL(f) f(0), f(1), f(2), f(3)
+#endif
+  return __builtin_shufflevector(a, b, RELAY_ALL(RELAY_KEEP)) + __builtin_shufflevector(a, b, RELAY_ALL(RELAY_SWAP));
+#undef RELAY_ALL
+#undef RELAY_SWAP
+#undef RELAY_KEEP
+}
+
+// Lanes l hold parts of <query, key first + l % N>, which add up over lanes of equal l % N. V: vectors of a head, 0 for
+// `num_vectors`. Keys behind `last` count as `last`, so that nothing behind it is read.
+template <int N, int V, typename T>
+RELAY_INLINE Vec dots(const float* query, const T* keys, int64_t stride, int64_t first, int64_t last, int num_vectors) {
+  if constexpr (N == 1) {
+    const T* key = keys + (first < last ? first : last) * stride;
+    Vec sum = load(query) * load(key);
+    for (int c = 1; c < (V ? V : num_vectors); ++c) sum += load(query + c * kLanes) * load(key + c * kLanes);
+    return sum;
+  } else {
+    return fold<N / 2>(dots<N / 2, V>(query, keys, stride, first, last, num_vectors),
+                       dots<N / 2, V>(query, keys, stride, first + N / 2, last, num_vectors));
+  }
+}
+
+// Scores of one query row over keys 0..length-1, padded with -inf to whole vectors; returns the largest.
+template <int V, typename T>
+float score(const float* query, const T* keys, int64_t stride, int64_t length, int64_t head_size, float* scores) {
+  const int num_vectors = static_cast<int>(head_size / kLanes);
+  const int64_t last = length - 1;
+  Vec best = broadcast(-__builtin_inff());
+  for (int64_t first = 0; first < length; first += kLanes) {
+    Vec sums = {};
+    if (V || num_vectors) sums = dots<kLanes, V>(query, keys, stride, first, last, num_vectors);
+    if (V == 0) {
+      for (int i = 0; i < kLanes; ++i) {
+        const T* key = keys + (first + i < last ? first + i : last) * stride;
+        for (int64_t d = num_vectors * kLanes; d < head_size; ++d) sums[i] += query[d] * to_float(key[d]);
+      }
+    }
+    for (int64_t i = length - first; i < kLanes; ++i) sums[i] = -__builtin_inff();
+    store(scores + first, sums);
+    best = max(best, sums);
+  }
+  return max_lane(best);
+}
+
+// Turns scores into e^(score - best), in place; returns their sum.
+RELAY_INLINE float exponentiate(float* scores, int64_t length, float best) {
+  Vec sum = {};
+  for (int64_t first = 0; first < length; first += kLanes) {
+    const Vec weights = exp_nonpositive(load(scores + first) - best);
+    store(scores + first, weights);
+    sum += weights;
+  }
+  return static_cast<float>(sum_lanes(sum));
+}
+
+// One query row of a tile: its weights over `length` values and where its result goes.
+template <typename T>
+struct TileRow {
+  float* weights;
+  int64_t length;
+  float total;
+  T* output;
+};
+
+// Adds weights * values to C vectors of R rows, and writes them divided by the total.
+template <int R, int C, typename T>
+RELAY_INLINE void weigh_columns(const TileRow<T>* rows, const T* values, int64_t stride, int64_t column) {
+  Vec sums[R][C] = {};
+  values += column;
+  // Lengths ascend within a tile, so that all rows see the first row's values.
+  for (int64_t j = 0; j < rows[0].length; ++j) {
+    Vec value[C];
+    for (int c = 0; c < C; ++c) value[c] = load(values + j * stride + c * kLanes);
+    for (int r = 0; r < R; ++r) {
+      for (int c = 0; c < C; ++c) sums[r][c] += value[c] * rows[r].weights[j];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int64_t j = rows[0].length; j < rows[r].length; ++j) {
+      for (int c = 0; c < C; ++c) sums[r][c] += load(values + j * stride + c * kLanes) * rows[r].weights[j];
+    }
+    for (int c = 0; c < C; ++c) {
+      const Vec mean = sums[r][c] / rows[r].total;
+      for (int i = 0; i < kLanes; ++i) round_to(mean[i], rows[r].output + column + c * kLanes + i);
+    }
+  }
+}
+
+template <int R, typename T>
+void weigh(const TileRow<T>* rows, const T* values, int64_t stride, int64_t head_size) {
+  int64_t column = 0;
+  for (; column + 4 * kLanes <= head_size; column += 4 * kLanes) weigh_columns<R, 4>(rows, values, stride, column);
+  for (; column + 2 * kLanes <= head_size; column += 2 * kLanes) weigh_columns<R, 2>(rows, values, stride, column);
+  for (; column + kLanes <= head_size; column += kLanes) weigh_columns<R, 1>(rows, values, stride, column);
+  for (; column < head_size; ++column) {
+    for (int r = 0; r < R; ++r) {
+      float sum = 0.0f;
+      for (int64_t j = 0; j < rows[r].length; ++j) sum += rows[r].weights[j] * to_float(values[j * stride + column]);
+      round_to(sum / rows[r].total, rows[r].output + column);
+    }
+  }
+}
+
+template <typename T>
+float score_any(const float* query, const T* keys, int64_t stride, int64_t length, int64_t head_size, float* scores) {
+  switch (head_size) {
+    case 32: return score<32 / kLanes>(query, keys, stride, length, head_size, scores);
+    case 64: return score<64 / kLanes>(query, keys, stride, length, head_size, scores);
+    case 128: return score<128 / kLanes>(query, keys, stride, length, head_size, scores);
+    default: return score<0>(query, keys, stride, length, head_size, scores);
+  }
+}
+
+template <typename T>
+void append(const Attention<T>& a, int64_t row, int64_t kv_head) {
+  const int64_t slot = a.slots[row], start = a.cache_seqlens[row], count = a.num_new[row];
+  for (int64_t t = 0; t < count; ++t) {
+    __builtin_memcpy(a.key_cache.at(slot, start + t, kv_head), a.new_key.at(row, t, kv_head), a.head_size * sizeof(T));
+    __builtin_memcpy(a.value_cache.at(slot, start + t, kv_head), a.new_value.at(row, t, kv_head),
+                     a.head_size * sizeof(T));
+  }
+}
+
+// scratch: kMaxTileRows * (longest + kLanes) + head_size floats.
+template <typename T>
+void attend(const Attention<T>& a, int64_t row, int64_t kv_head, float* scratch, int64_t longest) {
+  if (a.new_key.data != nullptr) append(a, row, kv_head);
+  const int64_t group = a.num_heads / a.num_kv_heads, slot = a.slots[row], count = a.num_new[row];
+  const int64_t num_queries = count * group;
+  const T* keys = a.key_cache.at(slot, 0, kv_head);
+  const T* values = a.value_cache.at(slot, 0, kv_head);
+  float* query = scratch + kMaxTileRows * (longest + kLanes);
+  for (int64_t first = 0; first < num_queries;) {
+    const int64_t left = num_queries - first;
+    const int num_tile_rows = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    TileRow<T> tile[kMaxTileRows];
+    for (int r = 0; r < num_tile_rows; ++r) {
+      const int64_t token = (first + r) / group, head = kv_head * group + (first + r) % group;
+      const T* from = a.query.at(row, token, head);
+      for (int64_t d = 0; d < a.head_size; ++d) query[d] = to_float(from[d]) * a.scale;
+      tile[r].weights = scratch + r * (longest + kLanes);
+      tile[r].length = a.cache_seqlens[row] + token + 1;
+      tile[r].output = a.output.at(row, token, head);
+      const float best = score_any(query, keys, a.key_cache.token_stride, tile[r].length, a.head_size, tile[r].weights);
+      tile[r].total = exponentiate(tile[r].weights, tile[r].length, best);
+    }
+    const int64_t stride = a.value_cache.token_stride;
+    if (num_tile_rows == 4) {
+      weigh<4>(tile, values, stride, a.head_size);
+    } else if (num_tile_rows == 2) {
+      weigh<2>(tile, values, stride, a.head_size);
+    } else {
+      weigh<1>(tile, values, stride, a.head_size);
+    }
+    first += num_tile_rows;
+  }
+  for (int64_t token = count; token < a.num_tokens; ++token) {  // padding
+    for (int64_t g = 0; g < group; ++g) {
+      __builtin_memset(a.output.at(row, token, kv_head * group + g), 0, a.head_size * sizeof(T));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace RELAY_ISA
+}  // namespace relay

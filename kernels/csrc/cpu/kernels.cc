@@ -1,0 +1,23 @@
+// Compiled once per instruction set, with RELAY_ISA naming it: see CMakeLists.txt.
+#include "kernels.h"
+
+#include "decode_attention.h"
+
+#define RELAY_TEXT(name) #name
+#define RELAY_NAME(name) RELAY_TEXT(name)
+
+namespace relay {
+namespace RELAY_ISA {
+
+extern const CpuKernels kKernels;
+const CpuKernels kKernels = {
+    RELAY_NAME(RELAY_ISA),
+    attend<float>,
+    attend<BFloat16>,
+    append<float>,
+    append<BFloat16>,
+    [](int64_t longest, int64_t head_size) { return kMaxTileRows * (longest + kLanes) + head_size; },
+};
+
+}  // namespace RELAY_ISA
+}  // namespace relay

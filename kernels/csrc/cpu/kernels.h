@@ -1,0 +1,22 @@
+// The CPU kernels of one instruction set, and which of them this processor runs.
+#pragma once
+
+#include "types.h"
+
+namespace relay {
+
+struct CpuKernels {
+  const char* name;
+  // One row and key/value head of an attention; `attend_scratch` floats of scratch.
+  void (*attend_float32)(const Attention<float>&, int64_t row, int64_t kv_head, float* scratch, int64_t longest);
+  void (*attend_bfloat16)(const Attention<BFloat16>&, int64_t row, int64_t kv_head, float* scratch, int64_t longest);
+  // The append alone.
+  void (*append_float32)(const Attention<float>&, int64_t row, int64_t kv_head);
+  void (*append_bfloat16)(const Attention<BFloat16>&, int64_t row, int64_t kv_head);
+  int64_t (*attend_scratch)(int64_t longest, int64_t head_size);
+};
+
+// The widest set that the library has and this processor can run; looked up once.
+const CpuKernels& cpu_kernels();
+
+}  // namespace relay

@@ -1,0 +1,27 @@
+#include "parallel.h"
+
+#include <dlfcn.h>
+
+namespace relay {
+namespace {
+
+using GompParallel = void (*)(ParallelBody, void*, unsigned, unsigned);
+
+GompParallel find_runtime() {
+  static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
+}  // namespace
+
+bool has_threads() { return find_runtime() != nullptr; }
+
+void run_in_threads(int num_threads, ParallelBody body, void* context) {
+  if (const GompParallel run = find_runtime()) {
+    run(body, context, static_cast<unsigned>(num_threads), 0);
+  } else {
+    body(context);
+  }
+}
+
+}  // namespace relay

@@ -1,0 +1,95 @@
+// Vectors as wide as the instruction set this file is compiled for, in GCC's and Clang's portable notation.
+//
+// Included only by the files that are compiled once per instruction set (kernels.cc), which therefore must not use
+// anything of the standard library that the linker could merge across them.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace relay {
+namespace RELAY_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+#define RELAY_INLINE inline __attribute__((always_inline))
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t HalfBits __attribute__((vector_size(kLanes * 2)));
+
+RELAY_INLINE Vec broadcast(float value) { return Vec{} + value; }
+
+RELAY_INLINE Vec load(const float* from) {
+  Vec v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+RELAY_INLINE Vec load(const BFloat16* from) {
+  HalfBits half;
+  __builtin_memcpy(&half, from, sizeof half);
+  return reinterpret_cast<Vec>(__builtin_convertvector(half, Bits) << 16);
+}
+
+RELAY_INLINE void store(float* to, Vec v) { __builtin_memcpy(to, &v, sizeof v); }
+
+RELAY_INLINE float to_float(float value) { return value; }
+RELAY_INLINE float to_float(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+RELAY_INLINE void round_to(float value, float* to) { *to = value; }
+RELAY_INLINE void round_to(float value, BFloat16* to) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  // Round to nearest, ties to even; NaN stays NaN.
+  to->bits = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+RELAY_INLINE Vec max(Vec a, Vec b) { return b > a ? b : a; }
+
+RELAY_INLINE float max_lane(Vec v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// The lanes in order, in double: the same sum whatever the instruction set rounds to in between.
+RELAY_INLINE double sum_lanes(Vec v) {
+  double sum = 0.0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+}
+
+// e^x of x <= 0, within 1 unit in the last place; exactly 0 below the smallest normal number, NaN stays NaN.
+RELAY_INLINE Vec exp_nonpositive(Vec x) {
+  constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  constexpr float kSmallest = -87.3365448f;
+  const Vec shifted = x * kLog2E + kRound;
+  const Vec n = shifted - kRound;
+  const Vec r = (x - n * kLn2High) - n * kLn2Low;
+  Vec p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Vec result = reinterpret_cast<Vec>(reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23));
+  return x < kSmallest ? Vec{} : (x == x ? result : x);
+}
+
+}  // namespace RELAY_ISA
+}  // namespace relay

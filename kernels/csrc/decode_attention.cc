@@ -1,0 +1,147 @@
+// `append_kv` and `decode_attention` for Python.
+#include <tvm/ffi/function.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "arguments.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace relay {
+namespace {
+
+constexpr int64_t kWorkOfAThread = 1 << 15;
+// Products below which another thread costs more than it takes over: about 5 us of them.
+
+// The rows' integers, all values checked: nothing that passes makes the kernels leave a slot. False if one does not.
+template <typename T>
+bool take_rows(const TensorView& cache, const TensorView& cache_seqlens, const Optional<TensorView>& num_new,
+               const Optional<TensorView>& slots, Attention<T>* a) {
+  const int64_t num_slots = cache.size(0), capacity = cache.size(1);
+  a->num_new.fallback = a->num_tokens;
+  a->slots.step = 1;
+  if (!take_integers(cache_seqlens, a->num_rows, &a->cache_seqlens)) return false;
+  if (num_new.has_value() && !take_integers(num_new.value(), a->num_rows, &a->num_new)) return false;
+  if (slots.has_value() && !take_integers(slots.value(), a->num_rows, &a->slots)) return false;
+  for (int64_t row = 0; row < a->num_rows; ++row) {
+    const int64_t length = a->cache_seqlens[row], added = a->num_new[row], slot = a->slots[row];
+    if (length < 0 || added < 0 || added > a->num_tokens || length > capacity - added) return false;
+    if (slot < 0 || slot >= num_slots) return false;
+  }
+  return true;
+}
+
+// The caches and, where given, the new tokens: equal types and shapes.
+template <typename T>
+bool take_caches(const TensorView& key_cache, const TensorView& value_cache, const Optional<TensorView>& new_key,
+                 const Optional<TensorView>& new_value, DLDataType dtype, Attention<T>* a) {
+  if (!take_heads(key_cache, dtype, &a->key_cache) || !take_heads(value_cache, dtype, &a->value_cache)) return false;
+  a->num_kv_heads = key_cache.size(2);
+  a->head_size = key_cache.size(3);
+  if (a->num_kv_heads == 0 ||
+      !has_shape(value_cache, key_cache.size(0), key_cache.size(1), a->num_kv_heads, a->head_size)) {
+    return false;
+  }
+  if (new_key.has_value() != new_value.has_value()) return false;
+  if (!new_key.has_value()) return true;
+  return take_heads(new_key.value(), dtype, &a->new_key) && take_heads(new_value.value(), dtype, &a->new_value) &&
+         has_shape(new_key.value(), a->num_rows, a->num_tokens, a->num_kv_heads, a->head_size) &&
+         has_shape(new_value.value(), a->num_rows, a->num_tokens, a->num_kv_heads, a->head_size);
+}
+
+template <typename T>
+void run(const Attention<T>& a, void (*attend)(const Attention<T>&, int64_t, int64_t, float*, int64_t),
+         int64_t num_threads) {
+  int64_t longest = 0, work = 0;
+  for (int64_t row = 0; row < a.num_rows; ++row) {
+    const int64_t length = a.cache_seqlens[row] + a.num_new[row];
+    longest = std::max(longest, length);
+    work += a.num_new[row] * length * a.num_heads * a.head_size * 2;
+  }
+  const int64_t num_items = a.num_rows * a.num_kv_heads;
+  num_threads = std::min(num_threads, 1 + work / kWorkOfAThread);
+  const size_t scratch_size = static_cast<size_t>(cpu_kernels().attend_scratch(longest, a.head_size));
+  const int64_t grain = std::max<int64_t>(1, num_items / (8 * num_threads));
+  parallel_for(num_items, grain, num_threads, [&](int64_t begin, int64_t end) {
+    static thread_local std::vector<float> scratch;
+    if (scratch.size() < scratch_size) scratch.resize(scratch_size);
+    for (int64_t item = begin; item < end; ++item) {
+      attend(a, item / a.num_kv_heads, item % a.num_kv_heads, scratch.data(), longest);
+    }
+  });
+}
+
+template <typename T>
+bool decode_attention_as(const TensorView& output, const TensorView& query, const TensorView& key_cache,
+                         const TensorView& value_cache, const TensorView& cache_seqlens,
+                         const Optional<TensorView>& new_key, const Optional<TensorView>& new_value,
+                         const Optional<TensorView>& num_new, const Optional<TensorView>& slots, Optional<double> scale,
+                         int64_t num_threads, void (*attend)(const Attention<T>&, int64_t, int64_t, float*, int64_t)) {
+  Attention<T> a{};
+  const DLDataType dtype = query.dtype();
+  if (!take_heads(query, dtype, &a.query) || !take_heads(output, dtype, &a.output)) return false;
+  a.num_rows = query.size(0);
+  a.num_tokens = query.size(1);
+  a.num_heads = query.size(2);
+  a.scale = static_cast<float>(scale.has_value() ? scale.value() : 1.0 / std::sqrt(double(query.size(3))));
+  if (!take_caches(key_cache, value_cache, new_key, new_value, dtype, &a)) return false;
+  if (a.num_heads % a.num_kv_heads != 0 || query.size(3) != a.head_size) return false;
+  if (!has_shape(output, a.num_rows, a.num_tokens, a.num_heads, a.head_size)) return false;
+  if (!take_rows(key_cache, cache_seqlens, num_new, slots, &a)) return false;
+  run(a, attend, num_threads);
+  return true;
+}
+
+// Writes the attention of the new tokens to `output`, after appending them where given. False: refused, nothing done.
+bool decode_attention(TensorView output, TensorView query, TensorView key_cache, TensorView value_cache,
+                      TensorView cache_seqlens, Optional<TensorView> new_key, Optional<TensorView> new_value,
+                      Optional<TensorView> num_new, Optional<TensorView> slots, Optional<double> scale,
+                      int64_t num_threads) {
+  if (has_type(query, kDLFloat, 32)) {
+    return decode_attention_as<float>(output, query, key_cache, value_cache, cache_seqlens, new_key, new_value,
+                                      num_new, slots, scale, num_threads, cpu_kernels().attend_float32);
+  }
+  if (has_type(query, kDLBfloat, 16)) {
+    return decode_attention_as<BFloat16>(output, query, key_cache, value_cache, cache_seqlens, new_key, new_value,
+                                         num_new, slots, scale, num_threads, cpu_kernels().attend_bfloat16);
+  }
+  return false;
+}
+
+template <typename T>
+bool append_kv_as(const TensorView& key_cache, const TensorView& value_cache, const TensorView& new_key,
+                  const TensorView& new_value, const TensorView& cache_seqlens, const Optional<TensorView>& num_new,
+                  const Optional<TensorView>& slots, void (*append)(const Attention<T>&, int64_t, int64_t)) {
+  Attention<T> a{};
+  if (new_key.ndim() != 4) return false;
+  a.num_rows = new_key.size(0);
+  a.num_tokens = new_key.size(1);
+  if (!take_caches<T>(key_cache, value_cache, new_key, new_value, key_cache.dtype(), &a)) return false;
+  if (!take_rows(key_cache, cache_seqlens, num_new, slots, &a)) return false;
+  for (int64_t row = 0; row < a.num_rows; ++row) {
+    for (int64_t head = 0; head < a.num_kv_heads; ++head) append(a, row, head);
+  }
+  return true;
+}
+
+// Appends the new tokens to the caches. False: refused, nothing done.
+bool append_kv(TensorView key_cache, TensorView value_cache, TensorView new_key, TensorView new_value,
+               TensorView cache_seqlens, Optional<TensorView> num_new, Optional<TensorView> slots) {
+  if (has_type(key_cache, kDLFloat, 32)) {
+    return append_kv_as<float>(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots,
+                               cpu_kernels().append_float32);
+  }
+  if (has_type(key_cache, kDLBfloat, 16)) {
+    return append_kv_as<BFloat16>(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots,
+                                  cpu_kernels().append_bfloat16);
+  }
+  return false;
+}
+
+}  // namespace
+}  // namespace relay
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode_attention, relay::decode_attention);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(append_kv, relay::append_kv);

@@ -142,7 +142,7 @@ def test_session_restores_the_mode_of_every_module():
 
 
 def test_a_model_that_attends_in_its_own_way_is_refused_at_its_first_pass():
-    model = random_model("qwen3", VOCAB_SIZE)
+    model = random_model("gpt_neox", VOCAB_SIZE)
     engine = LocalEngine(model)
     with engine.session():
         engine.allocate(1, 8)

@@ -11,7 +11,7 @@ from relay_kernels.backends import NO_NATIVE, choose_backend, has_triton, why_no
 from relay_kernels.native import describe_library
 
 OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention")
-NATIVE_OPS = ("append_kv", "decode_attention")
+NATIVE_OPS = ("relay_step", "append_kv", "decode_attention")
 
 
 def version(package: str) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from relay_kernels.backends import why_not_native
+from native_library import needs_library
 from relay_kernels.decode_attention import append_kv, decode_attention
-
-NO_LIBRARY = why_not_native(torch.device("cpu"))
-needs_library = pytest.mark.skipif(NO_LIBRARY is not None, reason=str(NO_LIBRARY))
 
 
 @pytest.fixture(params=["reference", pytest.param("native", marks=needs_library)])

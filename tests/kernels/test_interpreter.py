@@ -11,10 +11,12 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+FOLDER = Path(__file__).parent
+PATHS = [*sorted(FOLDER.glob("test_*_triton.py")), FOLDER / "test_relay_step_fast.py"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the Triton tests run on the device itself")
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*_triton.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_kernels_pass_their_tests_in_the_interpreter(path: Path):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -79,7 +79,7 @@ RELAY_INLINE float exponentiate(float* scores, int64_t length, float best) {
     store(scores + first, weights);
     sum += weights;
   }
-  return static_cast<float>(sum_lanes(sum));
+  return static_cast<float>(sum_lanes(to_double(sum)));
 }
 
 // One query row of a tile: its weights over `length` values and where its result goes.

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "decode_attention.h"
+#include "relay_step.h"
 
 #define RELAY_TEXT(name) #name
 #define RELAY_NAME(name) RELAY_TEXT(name)
@@ -17,6 +18,8 @@ const CpuKernels kKernels = {
     append<float>,
     append<BFloat16>,
     [](int64_t longest, int64_t head_size) { return kMaxTileRows * (longest + kLanes) + head_size; },
+    step_row,
+    [](int64_t vocab_size) { return 2 * (vocab_size + kLanes); },
 };
 
 }  // namespace RELAY_ISA

@@ -14,6 +14,9 @@ struct CpuKernels {
   void (*append_float32)(const Attention<float>&, int64_t row, int64_t kv_head);
   void (*append_bfloat16)(const Attention<BFloat16>&, int64_t row, int64_t kv_head);
   int64_t (*attend_scratch)(int64_t longest, int64_t head_size);
+  // One row of a step; `step_scratch` floats of scratch.
+  void (*step_row)(const RelayStep&, int64_t row, float* scratch);
+  int64_t (*step_scratch)(int64_t vocab_size);
 };
 
 // The widest set that the library has and this processor can run; looked up once.

@@ -9,6 +9,10 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+struct Float16 {
+  uint16_t bits;
+};
+
 // A [., ., heads, D] tensor, contiguous along D; strides in elements.
 template <typename T>
 struct Heads {
@@ -40,6 +44,96 @@ struct Attention {
   RowIntegers cache_seqlens, num_new, slots;
   int64_t num_rows, num_tokens, num_heads, num_kv_heads, head_size;
   float scale;
+};
+
+// One value a row; the stride in elements.
+template <typename T>
+struct Column {
+  T* data = nullptr;
+  int64_t stride = 0;
+
+  T& operator[](int64_t row) const { return data[row * stride]; }
+};
+
+// Rows of values, contiguous within a row.
+template <typename T>
+struct Rows {
+  T* data = nullptr;
+  int64_t stride = 0;
+
+  T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+// A sampling parameter: one number for all rows (stride 0), or one a row.
+struct Parameter {
+  enum Type { kFloat32, kInt32, kInt64 } type = kFloat32;
+  const void* data = nullptr;
+  int64_t stride = 0;
+  double number = 0.0;
+
+  double operator[](int64_t row) const {
+    if (data == nullptr) return number;
+    if (type == kFloat32) return static_cast<const float*>(data)[row * stride];
+    if (type == kInt32) return static_cast<const int32_t*>(data)[row * stride];
+    return static_cast<double>(static_cast<const int64_t*>(data)[row * stride]);
+  }
+};
+
+struct Logits {
+  enum Type { kFloat32, kBFloat16, kFloat16 } type = kFloat32;
+  const void* data = nullptr;
+  int64_t row_stride = 0, stride = 1, num_rows = 0, vocab_size = 0;
+};
+
+// relay_step/state.py: RowStatus. The writers' numbers are those of their rows' statuses.
+enum Status : uint8_t {
+  kStudent = 1,
+  kTeacher = 2,
+  kCalled = 3,
+  kDelivered = 4,
+  kTeacherEnded = 5,
+  kStop = 6,
+  kTeacherStop = 7,
+  kLength = 8,
+};
+
+constexpr int64_t kMaxRequest = 999999999;  // relay_step/commands.py: MAX_REQUEST
+
+// relay_step/commands.py: CommandTable; next_state null where there is none.
+struct Commands {
+  Rows<const uint8_t> next_state, is_complete;
+  Rows<const int16_t> narrow_action;
+  Rows<const int32_t> wide_action;
+  const int64_t* digit_scale = nullptr;
+  const int64_t* digit_value = nullptr;
+  int64_t num_states = 0;
+};
+
+// One step of the rows behind their logits; see relay_step/reference.py.
+struct RelayStep {
+  Logits logits;
+  RowIntegers slots;
+  Status writer = kStudent;
+  Commands commands;
+  bool is_masking = false;  // ban the tokens that complete a command in rows that must not call
+  Parameter temperature, top_k, top_p, min_p;
+  bool is_cut = false;  // whether any row may be truncated
+  Column<const int64_t> eos_token_ids;
+  int64_t num_eos = 0;
+  uint64_t seed = 0;
+  Rows<const float> uniforms;  // by slot and position; null: computed from the key
+  int64_t num_uniforms = 0;
+
+  int64_t num_slots = 0, max_tokens = 0;
+  Rows<int64_t> tokens;
+  Rows<uint8_t> token_source;
+  Rows<float> log_probs, sampling_log_probs;
+  Column<int64_t> last_token, num_tokens;
+  Column<uint8_t> status;
+  Column<int64_t> command_state, command_n;
+  Column<const int64_t> token_limit, span_limit;
+  Column<const uint8_t> can_call, ends_on_teacher_eos;
+  Column<const int64_t> prompt_id, sample_index;
 };
 
 }  // namespace relay

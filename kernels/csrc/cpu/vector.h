@@ -23,6 +23,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+typedef double Doubles __attribute__((vector_size(kLanes * 8)));
 typedef uint16_t HalfBits __attribute__((vector_size(kLanes * 2)));
 
 RELAY_INLINE Vec broadcast(float value) { return Vec{} + value; }
@@ -49,6 +50,20 @@ RELAY_INLINE float to_float(BFloat16 value) {
   return result;
 }
 
+RELAY_INLINE float to_float(Float16 value) {
+  // The exponent is shifted by a product with 2^112, which also makes subnormal numbers normal.
+  const uint32_t magnitude = (value.bits & 0x7fffu) << 13;
+  float shifted;
+  __builtin_memcpy(&shifted, &magnitude, sizeof shifted);
+  shifted *= 5192296858534827628530496329220096.0f;
+  uint32_t bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  if (shifted >= 65536.0f) bits |= 0x7f800000u;  // infinities and NaN
+  bits |= (value.bits & 0x8000u) << 16;
+  __builtin_memcpy(&shifted, &bits, sizeof shifted);
+  return shifted;
+}
+
 RELAY_INLINE void round_to(float value, float* to) { *to = value; }
 RELAY_INLINE void round_to(float value, BFloat16* to) {
   uint32_t bits;
@@ -65,11 +80,16 @@ RELAY_INLINE float max_lane(Vec v) {
   return best;
 }
 
-// The lanes in order, in double: the same sum whatever the instruction set rounds to in between.
-RELAY_INLINE double sum_lanes(Vec v) {
-  double sum = 0.0;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
+RELAY_INLINE Doubles to_double(Vec v) { return __builtin_convertvector(v, Doubles); }
+
+// The sum of the lanes in a fixed order, halves onto each other.
+RELAY_INLINE double sum_lanes(Doubles v) {
+  double lanes[kLanes];
+  __builtin_memcpy(lanes, &v, sizeof v);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
 }
 
 // e^x of x <= 0, within 1 unit in the last place; exactly 0 below the smallest normal number, NaN stays NaN.

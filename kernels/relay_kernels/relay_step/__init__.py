@@ -9,6 +9,7 @@ from torch import Tensor
 
 from relay_kernels.backends import choose_backend
 from relay_kernels.relay_step.commands import MAX_REQUEST, CommandTable, advance_commands
+from relay_kernels.relay_step.native_impl import REFUSED, relay_step_native
 from relay_kernels.relay_step.philox import RandomStream, philox_uniform
 from relay_kernels.relay_step.reference import relay_step_reference
 from relay_kernels.relay_step.state import RelayStepState, RowStatus, Writer
@@ -59,14 +60,19 @@ def relay_step(
     Raises ValueError that names the argument.
     """
     _check(logits, state, writer, slots, table)
-    if choose_backend("relay_step", backend, logits.device) == "triton":
-        from relay_kernels.relay_step.triton_impl import relay_step_triton as implementation
-    else:
-        implementation = relay_step_reference
-    implementation(
+    arguments = (
         logits, state, slots, Writer[writer.upper()], table if writer == "student" else None, eos_token_ids,
         temperature, top_k, top_p, min_p, mask_commands, seed, uniforms,
     )  # fmt: skip
+    chosen = choose_backend("relay_step", backend, logits.device, no_native=None)
+    if chosen == "triton":
+        from relay_kernels.relay_step.triton_impl import relay_step_triton
+
+        relay_step_triton(*arguments)
+    elif chosen != "native" or not relay_step_native(*arguments):
+        if backend == "native":
+            raise RuntimeError(f"backend='native' of relay_step cannot run: {REFUSED}")
+        relay_step_reference(*arguments)
 
 
 def _check(

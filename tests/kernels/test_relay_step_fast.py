@@ -1,16 +1,36 @@
-"""The relay step in Triton, held to its definition: same tokens, same state, same log-probabilities."""
+"""The relay step natively and in Triton, held to its definition: same tokens, same state, same log-probabilities.
+
+Triton's runs happen on a CUDA device, or in the process that test_interpreter.py starts.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
-from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, relay_step
+from native_library import needs_library
+from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, philox_uniform, relay_step
+from relay_kernels.relay_step.sampling import keep_most_probable
 
 STUDENT, TEACHER = int(RowStatus.STUDENT), int(RowStatus.TEACHER)
 MAX_TOKENS = 12
 LOG_PROBS = ("log_probs", "sampling_log_probs")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["triton"] if INTERPRETED else [pytest.param("native", marks=needs_library)]
+if torch.cuda.is_available() and not INTERPRETED:
+    BACKENDS.append(pytest.param("triton", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def device(backend):
+    return torch.device("cuda" if backend == "triton" and not INTERPRETED else "cpu")
 
 
 def make_state(num_slots, device, *, status=None, seed=0, can_call=True):
@@ -54,12 +74,12 @@ def make_logits(shape, device, dtype=torch.float32, *, spread=2.0, seed=0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * spread).to(device, dtype)
 
 
-def check_equals_reference(logits, state, device, *, writer="student", eos=(), **options):
-    """Runs both on copies of the state; returns the state that Triton left."""
+def check_equals_reference(backend, logits, state, device, *, writer="student", eos=(), **options):
+    """Runs both on copies of the state; returns the state that the fast one left."""
     eos = torch.tensor(eos, dtype=torch.int64, device=device)
     states = [to_device(state, device) for _ in range(2)]
-    for each, backend in zip(states, ("reference", "triton"), strict=True):
-        relay_step(logits, each, writer=writer, eos_token_ids=eos, backend=backend, **options)
+    for each, name in zip(states, ("reference", backend), strict=True):
+        relay_step(logits, each, writer=writer, eos_token_ids=eos, backend=name, **options)
     expected, ours = states
     for field in dataclasses.fields(state):
         theirs, mine = getattr(expected, field.name), getattr(ours, field.name)
@@ -75,12 +95,12 @@ def check_equals_reference(logits, state, device, *, writer="student", eos=(), *
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("vocab_size", [1, 37, 256, 4097])
-def test_temperature_sampling(device, dtype, vocab_size):
+def test_temperature_sampling(backend, device, dtype, vocab_size):
     state = make_state(9, device)
     options = {"table": make_table(vocab_size, device), "eos": [0, vocab_size // 2], "seed": 2**63 + 11}
     for temperature in (1.0, 0.6, 0.0):
         check_equals_reference(
-            make_logits((9, vocab_size), device, dtype), state, device, temperature=temperature, **options
+            backend, make_logits((9, vocab_size), device, dtype), state, device, temperature=temperature, **options
         )
 
 
@@ -100,51 +120,53 @@ def test_temperature_sampling(device, dtype, vocab_size):
     ],
     ids=str,
 )
-def test_truncated_sampling(device, dtype, cut):
+def test_truncated_sampling(backend, device, dtype, cut):
     logits = make_logits((3, 4500), device, dtype, seed=3)
-    check_equals_reference(logits, make_state(3, device, seed=3), device, temperature=0.8, seed=5, **cut)
+    check_equals_reference(backend, logits, make_state(3, device, seed=3), device, temperature=0.8, seed=5, **cut)
 
 
-def test_sampling_parameters_of_each_row(device):
+def test_sampling_parameters_of_each_row(backend, device):
     options = {
         "temperature": torch.tensor([1.0, 0.0, 0.5, 2.0], device=device),
         "top_k": torch.tensor([0, 5, 3, 50], device=device),
         "top_p": torch.tensor([1.0, 0.9, 0.5, 1.0], device=device),
         "min_p": torch.tensor([0.0, 0.0, 0.1, 0.0], device=device),
     }
-    check_equals_reference(make_logits((4, 300), device), make_state(4, device), device, **options)
+    check_equals_reference(backend, make_logits((4, 300), device), make_state(4, device), device, **options)
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 4, "top_p": 0.9}], ids=["whole", "cut"])
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_banned_commands_are_never_drawn_even_if_they_outweigh_all_else(device, cut, temperature):
+def test_banned_commands_are_never_drawn_even_if_they_outweigh_all_else(backend, device, cut, temperature):
     table, state = make_table(600, device), make_state(8, device, can_call=False)
     state.can_call[::3] = True
     options = {"table": table, "mask_commands": True, "temperature": temperature, **cut}
     logits = make_logits((8, 600), device, torch.bfloat16)
-    check_equals_reference(logits, state, device, **options)
+    check_equals_reference(backend, logits, state, device, **options)
     relay_step(
-        logits + 200.0 * table.is_complete[0], state, writer="student", backend="triton",
+        logits + 200.0 * table.is_complete[0], state, writer="student", backend=backend,
         eos_token_ids=torch.tensor([], dtype=torch.int64, device=device), **options,
     )  # fmt: skip
     assert torch.equal(table.is_complete[0][state.last_token], state.can_call)
 
 
 @pytest.mark.parametrize("writer", ["student", "teacher"])
-def test_rows_of_others_are_left_alone_and_ends_are_seen(device, writer):
+def test_rows_of_others_are_left_alone_and_ends_are_seen(backend, device, writer):
     """Tokens repeat so often in a vocabulary of 6 that every status occurs."""
     status = [index % 9 for index in range(45)]
     state = make_state(45, device, status=status)
     state.command_n.copy_(torch.randint(0, 10**9, (45,), generator=torch.Generator().manual_seed(1)))
     state.command_state.copy_(torch.arange(45) % 5)
     table = make_table(6, device) if writer == "student" else None
-    ours = check_equals_reference(make_logits((45, 6), device), state, device, writer=writer, table=table, eos=[2])
+    ours = check_equals_reference(
+        backend, make_logits((45, 6), device), state, device, writer=writer, table=table, eos=[2]
+    )
     is_other = torch.tensor(status, device=device) != (STUDENT if writer == "student" else TEACHER)
     assert torch.equal(ours.num_tokens[is_other], state.num_tokens[is_other])
     assert torch.equal(ours.status[is_other], state.status[is_other])
 
 
-def test_every_status_of_a_step_occurs(device):
+def test_every_status_of_a_step_occurs(backend, device):
     for writer, wanted in (
         ("student", {RowStatus.STUDENT, RowStatus.CALLED, RowStatus.STOP, RowStatus.LENGTH}),
         (
@@ -154,55 +176,59 @@ def test_every_status_of_a_step_occurs(device):
     ):
         state = make_state(60, device, status=[STUDENT if writer == "student" else TEACHER] * 60)
         table = make_table(6, device) if writer == "student" else None
-        ours = check_equals_reference(make_logits((60, 6), device), state, device, writer=writer, table=table, eos=[2])
+        ours = check_equals_reference(
+            backend, make_logits((60, 6), device), state, device, writer=writer, table=table, eos=[2]
+        )
         assert set(ours.status.tolist()) == {int(status) for status in wanted}
 
 
-def test_slots_and_uniforms_and_strided_logits(device):
+def test_slots_and_uniforms_and_strided_logits(backend, device):
     state = make_state(10, device)
     slots = torch.tensor([7, 0, 3], device=device)
     uniforms = torch.rand(10, MAX_TOKENS, generator=torch.Generator().manual_seed(4)).to(device)
     for logits in (make_logits((3, 80), device), make_logits((80, 3), device).T, make_logits((3, 160), device)[:, :80]):
         ours = check_equals_reference(
-            logits, state, device, slots=slots, uniforms=uniforms, table=make_table(80, device)
+            backend, logits, state, device, slots=slots, uniforms=uniforms, table=make_table(80, device)
         )
         assert torch.equal(ours.status[[1, 2, 4]], state.status[[1, 2, 4]])
 
 
-def test_extreme_logits(device):
+def test_extreme_logits(backend, device):
     logits = make_logits((6, 500), device, spread=1e4)
     logits[1] = float("-inf")
     logits[1, 321] = 0.0
     logits[2, 1:] = float("-inf")
     logits[3] = 1e30
-    ours = check_equals_reference(logits, make_state(6, device), device)
+    ours = check_equals_reference(backend, logits, make_state(6, device), device)
     assert int(ours.last_token[1]) == 321
-    check_equals_reference(logits[:3], make_state(3, device), device, top_k=2, top_p=0.9)
+    check_equals_reference(backend, logits[:3], make_state(3, device), device, top_k=2, top_p=0.9)
 
 
-def test_no_rows_and_all_rows_parked(device):
-    check_equals_reference(make_logits((0, 50), device), make_state(0, device), device)
-    check_equals_reference(make_logits((4, 50), device), make_state(4, device, status=[TEACHER, 0, 3, 6]), device)
+def test_no_rows_and_all_rows_parked(backend, device):
+    check_equals_reference(backend, make_logits((0, 50), device), make_state(0, device), device)
+    check_equals_reference(
+        backend, make_logits((4, 50), device), make_state(4, device, status=[TEACHER, 0, 3, 6]), device
+    )
 
 
-def test_steps_after_one_another(device):
+def test_steps_after_one_another(backend, device):
     """The arrival counters are back at zero after each launch."""
     state, mine = make_state(3, device), make_state(3, device)
     for step in range(3):
         logits = make_logits((3, 9000), device, seed=step)
-        for each, backend in ((state, "reference"), (mine, "triton")):
+        for each, name in ((state, "reference"), (mine, backend)):
             relay_step(
                 logits,
                 each,
                 writer="student",
                 eos_token_ids=torch.tensor([], dtype=torch.int64, device=device),
-                backend=backend,
+                backend=name,
             )
         assert torch.equal(state.tokens[:, :-1], mine.tokens[:, :-1])
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.7}], ids=str)
-def test_frequencies_follow_the_probabilities_and_the_impossible_never_happens(device, cut):
+def test_frequencies_follow_the_probabilities_and_the_impossible_never_happens(backend, device, cut):
     """Evenly spread uniforms hit each token as often as its probability says, within one draw."""
     infinity = float("inf")
     logits = torch.tensor([1.0, -infinity, 0.3, 2.0, -40.0, -infinity, 1.9, -infinity], dtype=torch.bfloat16)
@@ -212,7 +238,7 @@ def test_frequencies_follow_the_probabilities_and_the_impossible_never_happens(d
     state.token_limit.fill_(MAX_TOKENS)
     uniforms = ((torch.arange(num_draws) + 0.5) / num_draws)[:, None].expand(-1, MAX_TOKENS).contiguous().to(device)
     relay_step(
-        logits.to(device).expand(num_draws, -1), state, writer="student", uniforms=uniforms, backend="triton",
+        logits.to(device).expand(num_draws, -1), state, writer="student", uniforms=uniforms, backend=backend,
         eos_token_ids=torch.tensor([], dtype=torch.int64, device=device), **cut,
     )  # fmt: skip
     kept = logits.float()
@@ -226,13 +252,91 @@ def test_frequencies_follow_the_probabilities_and_the_impossible_never_happens(d
     assert (counts - expected).abs().max() <= 1.0
 
 
-def test_a_row_draws_the_same_alone_and_in_a_batch(device):
+def test_a_row_draws_the_same_alone_and_in_a_batch(backend, device):
     logits, state = make_logits((6, 700), device, torch.bfloat16), make_state(6, device)
     alone = to_device(state, device)
     ends = torch.tensor([], dtype=torch.int64, device=device)
-    relay_step(logits, state, writer="student", eos_token_ids=ends, top_p=0.8, backend="triton")
+    relay_step(logits, state, writer="student", eos_token_ids=ends, top_p=0.8, backend=backend)
     slots = torch.tensor([5], device=device)
-    relay_step(logits[5:6], alone, writer="student", eos_token_ids=ends, slots=slots, top_p=0.8, backend="triton")
+    relay_step(logits[5:6], alone, writer="student", eos_token_ids=ends, slots=slots, top_p=0.8, backend=backend)
     position = int(alone.num_tokens[5]) - 1
     for name in ("tokens", *LOG_PROBS):
         assert torch.equal(getattr(alone, name)[5, position], getattr(state, name)[5, position])
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.6}, {"top_k": 40}, {"top_p": 0.9}, {"top_k": 60, "top_p": 0.95, "min_p": 0.02}],
+    ids=str,
+)
+def test_the_same_key_draws_the_same_token_unless_rounding_decides(options):
+    """A draw may differ from the definition's only where the uniform lies at the edge between two tokens.
+
+    Rounding moves an edge of the definition's cumulative probabilities by less than EDGE: log-probabilities are rounded
+    to 2^-24 of themselves, which moves probabilities by 2^-24 of their share of the entropy, at most ln 402 in all.
+    """
+    edge = 1e-6
+    num_rows, vocab_size = 512, 402
+    state = make_state(num_rows, torch.device("cpu"), seed=6)
+    logits = make_logits((num_rows, vocab_size), "cpu", spread=3.0, seed=8)
+    states = [to_device(state, "cpu") for _ in range(2)]
+    for each, name in zip(states, ("reference", "native"), strict=True):
+        ends = torch.tensor([], dtype=torch.int64)
+        relay_step(logits, each, writer="student", eos_token_ids=ends, backend=name, seed=9, **options)
+    expected, ours = (each.last_token for each in states)
+    uniform = philox_uniform(9, state.prompt_id, state.sample_index, state.num_tokens, 0).double()
+    probs = (logits.double() / options.get("temperature", 1.0)).softmax(-1)
+    if set(options) - {"temperature"}:
+        cut = keep_most_probable(probs, **{name: value for name, value in options.items() if name != "temperature"})
+        probs = cut / cut.sum(-1, keepdim=True)
+    cumulative = probs.cumsum(-1)
+    upper = cumulative.gather(1, ours[:, None])[:, 0]
+    lower = upper - probs.gather(1, ours[:, None])[:, 0]
+    assert ((lower - edge <= uniform) & (uniform <= upper + edge)).all()
+    at_edge = ((cumulative - uniform[:, None]).abs() < edge).any(-1)
+    assert at_edge.sum() < num_rows // 50
+    assert torch.equal(ours[~at_edge], expected[~at_edge])
+
+
+@needs_library
+def test_a_step_has_the_same_bits_on_any_number_of_threads():
+    logits, state = make_logits((40, 5000), "cpu"), make_state(40, "cpu")
+    states, before = [], torch.get_num_threads()
+    for num_threads in (1, 2, 5):
+        torch.set_num_threads(num_threads)
+        states.append(to_device(state, "cpu"))
+        relay_step(logits, states[-1], writer="student", eos_token_ids=torch.tensor([0]), top_p=0.9, backend="native")
+    torch.set_num_threads(before)
+    for name in ("tokens", *LOG_PROBS):
+        first, *others = (getattr(each, name)[:, :-1] for each in states)
+        assert all(torch.equal(first, other) for other in others)
+
+
+def test_what_is_not_a_number_shows_in_the_log_probability(backend, device):
+    logits = make_logits((4, 90), device)
+    logits[0, 17], logits[1], logits[2, 3] = torch.nan, float("-inf"), torch.inf
+    for temperature in (1.0, 0.0):
+        state = make_state(4, device)
+        relay_step(
+            logits, state, writer="student", backend=backend, temperature=temperature,
+            eos_token_ids=torch.tensor([], dtype=torch.int64, device=device),
+        )  # fmt: skip
+        written = state.log_probs.gather(1, state.num_tokens[:, None] - 1)[:, 0]
+        assert written.isnan().tolist() == [True, True, True, False]
+
+
+@needs_library
+def test_what_the_library_does_not_take_runs_by_definition_unless_native_is_asked_for():
+    state, logits = make_state(2, "cpu"), make_logits((2, 30), "cpu")
+    top_p = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    relay_step(logits, state, writer="student", eos_token_ids=torch.tensor([0]), top_p=top_p)
+    assert (state.last_token > 0).any()
+    state = make_state(2, "cpu")
+    before = to_device(state, "cpu")
+    options = {"writer": "student", "eos_token_ids": torch.tensor([0]), "backend": "native"}
+    for bad in ({"top_p": top_p}, {"slots": torch.tensor([0, 2])}, {"slots": torch.tensor([-1, 1])}):
+        with pytest.raises(RuntimeError, match=r"backend='native' of relay_step cannot run: .*dtype"):
+            relay_step(logits, state, **options, **bad)
+    for field in dataclasses.fields(state):
+        assert torch.equal(getattr(state, field.name), getattr(before, field.name))

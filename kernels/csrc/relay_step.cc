@@ -1,0 +1,195 @@
+// `relay_step` for Python.
+#include <tvm/ffi/any.h>
+#include <tvm/ffi/function.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "arguments.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace relay {
+namespace {
+
+using tvm::ffi::AnyView;
+
+constexpr int64_t kLogitsOfAThread = 1 << 15;
+// Logits a thread is worth waking for: about 50 us of them.
+
+template <typename T>
+constexpr int kCode = std::is_floating_point_v<T> ? kDLFloat : std::is_signed_v<T> ? kDLInt : kDLUInt;
+
+template <typename T>
+bool is_of(const TensorView& tensor) {
+  using Value = std::remove_const_t<T>;
+  const bool is_bool = std::is_same_v<Value, uint8_t> && has_type(tensor, kDLBool, 8);
+  return is_on_cpu(tensor) && (is_bool || has_type(tensor, kCode<Value>, 8 * sizeof(Value)));
+}
+
+template <typename T>
+bool take_column(const TensorView& tensor, int64_t count, Column<T>* column) {
+  if (!is_of<T>(tensor) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+  *column = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
+  return true;
+}
+
+template <typename T>
+bool take_table(const TensorView& tensor, int64_t num_rows, int64_t width, Rows<T>* rows) {
+  if (!is_of<T>(tensor) || tensor.ndim() != 2 || tensor.size(0) != num_rows || tensor.size(1) != width) return false;
+  if (width > 1 && tensor.stride(1) != 1) return false;
+  *rows = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
+  return true;
+}
+
+bool take_parameter(const AnyView& value, int64_t num_rows, double off, Parameter* parameter, bool* is_on) {
+  if (const auto number = value.try_cast<double>()) {
+    parameter->number = *number;
+    *is_on = *number != off;
+    return true;
+  }
+  const auto tensor = value.try_cast<TensorView>();
+  if (!tensor.has_value() || !is_on_cpu(*tensor) || tensor->ndim() != 1 || tensor->size(0) != num_rows) return false;
+  *is_on = true;
+  if (has_type(*tensor, kDLFloat, 32)) {
+    parameter->type = Parameter::kFloat32;
+  } else if (has_type(*tensor, kDLInt, 64)) {
+    parameter->type = Parameter::kInt64;
+  } else if (has_type(*tensor, kDLInt, 32)) {
+    parameter->type = Parameter::kInt32;
+  } else {
+    return false;
+  }
+  parameter->data = tensor->data_ptr();
+  parameter->stride = tensor->stride(0);
+  return true;
+}
+
+bool take_logits(const TensorView& tensor, Logits* logits) {
+  if (!is_on_cpu(tensor) || tensor.ndim() != 2 || tensor.size(1) == 0) return false;
+  if (has_type(tensor, kDLFloat, 32)) {
+    logits->type = Logits::kFloat32;
+  } else if (has_type(tensor, kDLBfloat, 16)) {
+    logits->type = Logits::kBFloat16;
+  } else if (has_type(tensor, kDLFloat, 16)) {
+    logits->type = Logits::kFloat16;
+  } else {
+    return false;
+  }
+  logits->data = tensor.data_ptr();
+  logits->num_rows = tensor.size(0);
+  logits->vocab_size = tensor.size(1);
+  logits->row_stride = tensor.stride(0);
+  logits->stride = tensor.size(1) > 1 ? tensor.stride(1) : 1;
+  return true;
+}
+
+bool take_commands(const TensorView& next_state, const TensorView& is_complete, const TensorView& digit_action,
+                   const TensorView& digit_scale, const TensorView& digit_value, int64_t vocab_size,
+                   Commands* commands) {
+  if (next_state.ndim() != 2 || digit_scale.ndim() != 1) return false;
+  const int64_t num_states = commands->num_states = next_state.size(0);
+  const int64_t num_actions = digit_scale.size(0);
+  Column<const int64_t> scale, value;
+  if (!take_table(next_state, num_states, vocab_size, &commands->next_state) ||
+      !take_table(is_complete, num_states, vocab_size, &commands->is_complete) ||
+      !take_column(digit_scale, num_actions, &scale) || !take_column(digit_value, num_actions, &value)) {
+    return false;
+  }
+  if (num_actions > 1 && (scale.stride != 1 || value.stride != 1)) return false;
+  commands->digit_scale = scale.data;
+  commands->digit_value = value.data;
+  return take_table(digit_action, num_states, vocab_size, &commands->narrow_action) ||
+         take_table(digit_action, num_states, vocab_size, &commands->wide_action);
+}
+
+// Whether every row that is this writer's can be stepped without leaving the state's tensors.
+bool are_in_range(const RelayStep& step) {
+  for (int64_t row = 0; row < step.logits.num_rows; ++row) {
+    const int64_t slot = step.slots[row];
+    if (slot < 0 || slot >= step.num_slots) return false;
+    if (step.status[slot] != step.writer) continue;
+    if (step.num_tokens[slot] < 0 || step.num_tokens[slot] >= step.max_tokens) return false;
+    if (step.commands.next_state.data == nullptr) continue;
+    if (step.command_state[slot] < 0 || step.command_state[slot] >= step.commands.num_states) return false;
+  }
+  return true;
+}
+
+void run(const RelayStep& step, int64_t num_threads) {
+  const CpuKernels& kernels = cpu_kernels();
+  const int64_t num_rows = step.logits.num_rows, num_logits = num_rows * step.logits.vocab_size;
+  num_threads = std::min(num_threads, 1 + num_logits / kLogitsOfAThread);
+  const int64_t grain = std::max<int64_t>(1, num_rows / (4 * num_threads));
+  const auto scratch_size = static_cast<size_t>(kernels.step_scratch(step.logits.vocab_size));
+  parallel_for(num_rows, grain, num_threads, [&](int64_t begin, int64_t end) {
+    static thread_local std::vector<float> scratch;
+    if (scratch.size() < scratch_size) scratch.resize(scratch_size);
+    for (int64_t row = begin; row < end; ++row) kernels.step_row(step, row, scratch.data());
+  });
+}
+
+// Steps the rows whose status is `writer`, in place. False: refused, nothing done.
+bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, TensorView tokens,
+                TensorView token_source, TensorView log_probs, TensorView sampling_log_probs, TensorView last_token,
+                TensorView num_tokens, TensorView status, TensorView command_state, TensorView command_n,
+                TensorView token_limit, TensorView span_limit, TensorView can_call, TensorView ends_on_teacher_eos,
+                TensorView prompt_id, TensorView sample_index, Optional<TensorView> next_state,
+                Optional<TensorView> is_complete, Optional<TensorView> digit_action, Optional<TensorView> digit_scale,
+                Optional<TensorView> digit_value, TensorView eos_token_ids, AnyView temperature, AnyView top_k,
+                AnyView top_p, AnyView min_p, bool is_masking, int64_t seed, Optional<TensorView> uniforms,
+                int64_t num_threads) {
+  RelayStep step;
+  if (!take_logits(logits, &step.logits) || tokens.ndim() != 2 || eos_token_ids.ndim() != 1) return false;
+  const int64_t num_rows = step.logits.num_rows;
+  const int64_t num_slots = step.num_slots = tokens.size(0), width = tokens.size(1);
+  step.max_tokens = width - 1;
+  step.writer = static_cast<Status>(writer);
+  step.is_masking = is_masking;
+  step.seed = static_cast<uint64_t>(seed);
+  step.num_eos = eos_token_ids.size(0);
+  step.slots.step = 1;
+  if (slots.has_value() ? !take_integers(slots.value(), num_rows, &step.slots) : num_rows != num_slots) return false;
+  if (!take_table(tokens, num_slots, width, &step.tokens) ||
+      !take_table(token_source, num_slots, width, &step.token_source) ||
+      !take_table(log_probs, num_slots, width, &step.log_probs) ||
+      !take_table(sampling_log_probs, num_slots, width, &step.sampling_log_probs) ||
+      !take_column(last_token, num_slots, &step.last_token) || !take_column(num_tokens, num_slots, &step.num_tokens) ||
+      !take_column(status, num_slots, &step.status) || !take_column(command_state, num_slots, &step.command_state) ||
+      !take_column(command_n, num_slots, &step.command_n) ||
+      !take_column(token_limit, num_slots, &step.token_limit) ||
+      !take_column(span_limit, num_slots, &step.span_limit) || !take_column(can_call, num_slots, &step.can_call) ||
+      !take_column(ends_on_teacher_eos, num_slots, &step.ends_on_teacher_eos) ||
+      !take_column(prompt_id, num_slots, &step.prompt_id) ||
+      !take_column(sample_index, num_slots, &step.sample_index) ||
+      !take_column(eos_token_ids, step.num_eos, &step.eos_token_ids)) {
+    return false;
+  }
+  if (next_state.has_value() &&
+      !take_commands(next_state.value(), is_complete.value(), digit_action.value(), digit_scale.value(),
+                     digit_value.value(), step.logits.vocab_size, &step.commands)) {
+    return false;
+  }
+  bool is_hot = false, is_top_k = false, is_top_p = false, is_min_p = false;
+  if (!take_parameter(temperature, num_rows, 0.0, &step.temperature, &is_hot) ||
+      !take_parameter(top_k, num_rows, 0.0, &step.top_k, &is_top_k) ||
+      !take_parameter(top_p, num_rows, 1.0, &step.top_p, &is_top_p) ||
+      !take_parameter(min_p, num_rows, 0.0, &step.min_p, &is_min_p)) {
+    return false;
+  }
+  step.is_cut = is_top_k || is_top_p || is_min_p;
+  if (uniforms.has_value()) {
+    step.num_uniforms = uniforms.value().size(1);
+    if (step.num_uniforms == 0 || !take_table(uniforms.value(), num_slots, step.num_uniforms, &step.uniforms)) {
+      return false;
+    }
+  }
+  if (!are_in_range(step)) return false;
+  run(step, num_threads);
+  return true;
+}
+
+}  // namespace
+}  // namespace relay
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(relay_step, relay::relay_step);

@@ -1,11 +1,7 @@
-"""Draws what a run learnt: accuracy and call ratio over the optimiser steps, from its rollouts and its summary.
-
-pip install -e ".[plot]" && python -m benchmarks.plot runs/grpo docs/training.svg
-"""
+"""A picture of what a run learnt: accuracy and call ratio over the optimiser steps, from rollouts and summary."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -57,7 +50,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def draw(steps: Sequence[StepFigures], summary: dict[str, Any], output: Path) -> None:
+def draw(steps: Sequence[StepFigures], summary: dict[str, Any]) -> plt.Figure:
     """Two panels over the steps: accuracy above, the teacher's share of the tokens below."""
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7.5, 5.2), height_ratios=(3, 2))
     positions = [figures.step for figures in steps]
@@ -80,8 +73,7 @@ def draw(steps: Sequence[StepFigures], summary: dict[str, Any], output: Path) ->
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.tight_layout()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    return figure
 
 
 def draw_line(axes: Axes, positions: Sequence[int], values: Sequence[float], colour: str) -> None:
@@ -90,18 +82,10 @@ def draw_line(axes: Axes, positions: Sequence[int], values: Sequence[float], col
     axes.plot(positions, smooth(values), color=colour, linewidth=2)
 
 
-def main() -> None:
-    """Draws one run folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_folder", type=Path)
-    parser.add_argument("output", type=Path, help="picture to write; its suffix says the format")
-    arguments = parser.parse_args()
-    steps = read_steps(sorted(arguments.run_folder.glob("rollouts*.jsonl")))
+def plot(run_folder: Path) -> plt.Figure:
+    """The picture of one run folder. Raises ValueError for one without rollouts."""
+    steps = read_steps(sorted(run_folder.glob("rollouts*.jsonl")))
     if not steps:
-        parser.error(f"{arguments.run_folder} has no rollouts.jsonl")
-    summary_path = arguments.run_folder / "summary.json"
-    draw(steps, json.loads(summary_path.read_text()) if summary_path.exists() else {}, arguments.output)
-
-
-if __name__ == "__main__":
-    main()
+        raise ValueError(f"{run_folder} has no rollouts.jsonl")
+    summary_path = run_folder / "summary.json"
+    return draw(steps, json.loads(summary_path.read_text()) if summary_path.exists() else {})

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 OURS = "relay_kernels"
 OUR_COLOUR, THEIR_COLOUR = "#1b6ca8", "#b8c4ce"
-BAR_HEIGHT_IN, MARGIN_IN, WIDTH_IN = 0.24, 0.9, 7.5
+BAR_HEIGHT_IN, MARGIN_IN, WIDTH_IN = 0.24, 0.9, 8.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     )
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.set_title(panel.title, fontsize=9, loc="left")
+    axes.set_title(panel.title, fontsize=8, loc="left")
     axes.set_xlabel(f"% of {panel.ceiling}", fontsize=8)
     axes.set_xlim(0, max(105, 1.1 * max(percents)))
     axes.tick_params(labelsize=8)

@@ -38,7 +38,11 @@ OPS: dict[str, Callable[[Target], list[Case]]] = {
 
 def main() -> int:
     """Measures what was asked for; 1 when a gate was red."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--op", choices=OPS, action="append", help="this op only; may be given several times")
     arguments = parser.parse_args()

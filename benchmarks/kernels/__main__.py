@@ -7,8 +7,8 @@ torch.compile, and Liger-Kernel, FlashInfer and FlashAttention where they are in
 flash-attn); the ceilings measured on the device; and the bars. Each result is written as soon as it is there. The
 process ends with 1 when a gate is red.
 
-On a CPU the shapes are small and the figures say nothing about a kernel: the references run, or, under
-TRITON_INTERPRET=1, Triton's interpreter.
+On a CPU the shapes are small and the figures say nothing about a GPU: the references run, or, under
+TRITON_INTERPRET=1, Triton's interpreter, or what --backend names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from relay_kernels.backends import BACKENDS, is_interpreting
 
 from benchmarks.harness import device_name, write_result
 from benchmarks.kernels import decode_attention, linear_log_probs, relay_advantages, relay_step
@@ -45,12 +46,17 @@ def main() -> int:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--op", choices=OPS, action="append", help="this op only; may be given several times")
+    parser.add_argument(
+        "--backend",
+        choices=[name for name in BACKENDS if name != "auto"],
+        help="default: triton on a GPU and under TRITON_INTERPRET=1, else reference",
+    )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
     warnings.filterwarnings("ignore")
-    target = Target.of(device)
+    target = Target.of(device, arguments.backend)
     print(introduction(target))
     copy_bytes_per_s = copy_bandwidth(target)
     print(f"copy: {copy_bytes_per_s / 1e9:,.1f} GB/s, bytes read plus written")
@@ -78,9 +84,10 @@ def introduction(target: Target) -> str:
     """What runs here, in one line."""
     name = device_name(target.device)
     if target.is_full:
-        return f"{name}: the shapes of the bars"
-    what = "Triton's interpreter" if target.backend == "triton" else "the reference"
-    return f"{name}, a CPU: {what} at small shapes. No figure here says anything about a kernel; all bars stay open."
+        return f"{name}: {target.backend} at the shapes of the bars"
+    how = " in its interpreter" if target.backend == "triton" and is_interpreting() else ""
+    what = f"{target.backend}{how} at small shapes"
+    return f"{name}, a CPU: {what}. No figure here says anything about a GPU; all bars stay open."
 
 
 if __name__ == "__main__":

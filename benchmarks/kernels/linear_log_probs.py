@@ -6,6 +6,7 @@ memory has four products: the logits, the logits again, and the gradients of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -93,21 +94,27 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor]:
 
 
 def check(inputs: Projection, head: Head, run: Callable[[Projection, Head], tuple[Tensor, ...]]) -> list[Check]:
-    """Values and gradients against the reference in fp64; the head's rows of targets and all others apart."""
+    """Values and gradients against the reference in fp64; the head's rows of targets and all others apart.
+
+    A probability inherits the rounding of its logarithm, which is some -log V.
+    """
     wide = Projection(
         inputs.hidden.double(), inputs.weight.double(), inputs.targets, inputs.grad_log_probs, inputs.grad_entropy
     )
     truth = run(wide, partial(linear_log_probs, backend="reference"))
-    ours, plains = run(inputs, head), run(inputs, plain)
-    names = ("log_probs", "entropy", "grad_hidden")
-    found = zip(names, ours, plains, truth, strict=False)
-    checks = [judge(name, *values) for name, *values in found]
-    if len(truth) > len(names):
-        is_target = torch.zeros(inputs.weight.shape[0], dtype=torch.bool, device=inputs.weight.device)
-        is_target[inputs.targets] = True
+    found = list(zip(run(inputs, head), run(inputs, plain), truth, strict=True))
+    is_target = torch.zeros(inputs.weight.shape[0], dtype=torch.bool, device=inputs.weight.device)
+    is_target[inputs.targets] = True
+    named = dict(zip(("log_probs", "entropy", "grad_hidden"), found, strict=False))
+    if len(found) > len(named):
         for name, rows in (("grad_weight of targets", is_target), ("grad_weight of others", ~is_target)):
-            checks.append(judge(name, *(values[3][rows] for values in (ours, plains, truth))))
-    return checks
+            named[name] = tuple(values[rows] for values in found[-1])
+    log_rounding = math.log(inputs.weight.shape[0]) * torch.finfo(torch.float32).eps
+
+    def floor(values: Tensor, exact: Tensor) -> float:
+        return (torch.finfo(values.dtype).eps + log_rounding) * float(exact.abs().max())
+
+    return [judge(name, ours, plains, exact, floor=floor(ours, exact)) for name, (ours, plains, exact) in named.items()]
 
 
 def cases(target: Target) -> list[Case]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import partial
 
+import torch
 from relay_kernels import relay_advantages
-from relay_kernels.relay_advantages.reference import group_advantages_reference, relay_advantages_reference
+from relay_kernels.relay_advantages.reference import (
+    STD_EPSILON,
+    group_advantages_reference,
+    relay_advantages_reference,
+)
 from torch import Tensor
 
 from benchmarks.kernels.bars import Bar, launches, microseconds, speedup
@@ -29,12 +34,11 @@ class Samples:
 
 
 def draw(target: Target, num_samples: int) -> Samples:
-    """Samples of every case: right and wrong, with calls and without."""
+    """Samples of every case: right and wrong, without calls and with calls for up to half of their tokens."""
     num_tokens = target.integers(1, LONGEST, num_samples)
     num_calls = target.integers(0, 3, num_samples)
-    return Samples(
-        target.integers(0, 3, num_samples) == 0, num_tokens * num_calls.clamp(max=1) // 20, num_tokens, num_calls
-    )
+    percent = target.integers(1, 51, num_samples) * num_calls.clamp(max=1)
+    return Samples(target.integers(0, 3, num_samples) == 0, num_tokens * percent // 100, num_tokens, num_calls)
 
 
 def call(samples: Samples, backend: str) -> tuple[Tensor, Tensor]:
@@ -49,13 +53,21 @@ def reference(samples: Samples) -> tuple[Tensor, Tensor]:
 
 
 def check(samples: Samples, backend: str) -> list[Check]:
-    """The advantages are judged against those of the reference's rewards in fp64."""
+    """The advantages are judged against those of the reference's rewards in fp64.
+
+    A mean is right to one rounding of the rewards, which the division by a small deviation magnifies.
+    """
     rewards, advantages = call(samples, backend)
     plain_rewards, plain_advantages = call(samples, "reference")
-    truth = group_advantages_reference(plain_rewards.double(), GROUP_SIZE, "group", "grpo")
+    wide = plain_rewards.double()
+    truth = group_advantages_reference(wide, GROUP_SIZE, "group", "grpo")
+    grouped = wide.view(-1, GROUP_SIZE)
+    magnified = grouped.abs().amax(1) / (grouped.std(1) + STD_EPSILON)
+    is_flat = grouped.amax(1) == grouped.amin(1)  # Its advantages are 0, exactly.
+    floor = torch.finfo(torch.float32).eps * float(magnified.masked_fill(is_flat, 1.0).max())
     return [
-        judge("rewards", rewards, plain_rewards, plain_rewards.double()),
-        judge("advantages", advantages, plain_advantages, truth),
+        judge("rewards", rewards, plain_rewards, wide),
+        judge("advantages", advantages, plain_advantages, truth, floor=floor),
     ]
 
 

@@ -35,7 +35,7 @@ def run_case(case: Case, target: Target, copy_bytes_per_s: float) -> Outcome:
     checks = case.check(case.make_inputs())
     outcome = Outcome(
         case,
-        backend=target.chosen(case.op),
+        backend=target.backend,
         dtype=str(target.dtype).removeprefix("torch."),
         is_full=target.is_full,
         copy_bytes_per_s=copy_bytes_per_s,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from relay_kernels.backends import choose_backend, is_interpreting
+from relay_kernels.backends import is_interpreting
 from torch import Tensor
 
 SEED = 0
@@ -13,20 +13,21 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A device, the backend that is asked of the ops there, and where its random numbers come from."""
+    """A device, the backend that is measured there, and where its random numbers come from."""
 
     device: torch.device
-    backend: str = "auto"
+    backend: str
+    """By its own name, so that a result says what ran."""
     generator: torch.Generator | None = None
 
     @classmethod
-    def of(cls, device: torch.device) -> Target:
-        """CUDA with the ops' own choice; a CPU with Triton's interpreter if asked for, else the reference.
+    def of(cls, device: torch.device, backend: str | None = None) -> Target:
+        """The backend asked for, or Triton on a GPU and in its interpreter, or else the reference.
 
         The generator is one of its own: a capture that fails leaves PyTorch's default one unusable.
         """
-        backend = "triton" if device.type == "cpu" and is_interpreting() else "auto"
-        return cls(device, backend, torch.Generator(device).manual_seed(SEED))
+        default = "triton" if device.type == "cuda" or is_interpreting() else "reference"
+        return cls(device, backend or default, torch.Generator(device).manual_seed(SEED))
 
     @property
     def is_full(self) -> bool:
@@ -37,10 +38,6 @@ class Target:
     def dtype(self) -> torch.dtype:
         """bf16, or fp32 on a CPU, where the interpreter's bf16 product is wrong."""
         return torch.bfloat16 if self.is_full else torch.float32
-
-    def chosen(self, op: str) -> str:
-        """The backend that a call of `op` takes here."""
-        return choose_backend(op, self.backend, self.device)
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
         """Normal numbers of that standard deviation, at `dtype` of this target by default."""

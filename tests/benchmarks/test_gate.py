@@ -40,7 +40,7 @@ def test_gate_is_red_when_the_shape_or_an_integer_differs():
 def checks_when_broken(monkeypatch, module, name, broken, index):
     """The checks of one case with the op replaced, which the case's own call looks up in its module."""
     monkeypatch.setattr(module, name, broken(getattr(module, name)))
-    case = module.cases(Target(torch.device("cpu"), "auto", torch.Generator().manual_seed(0)))[index]
+    case = module.cases(Target(torch.device("cpu"), "broken", torch.Generator().manual_seed(0)))[index]
     return case.check(case.make_inputs())
 
 
@@ -49,7 +49,7 @@ def test_gate_is_red_when_a_neighbour_of_the_token_is_drawn(monkeypatch, index):
     def broken(op):
         def step(logits, state, *, backend, **options):
             op(logits, state, backend="reference", **options)
-            if backend == "auto":
+            if backend == "broken":
                 state.last_token.add_(1)
 
         return step
@@ -61,7 +61,7 @@ def test_gate_is_red_when_the_log_prob_is_that_of_the_cut_distribution(monkeypat
     def broken(op):
         def step(logits, state, *, backend, **options):
             op(logits, state, backend="reference", **options)
-            if backend == "auto":
+            if backend == "broken":
                 state.log_probs.copy_(state.sampling_log_probs)
 
         return step
@@ -72,7 +72,7 @@ def test_gate_is_red_when_the_log_prob_is_that_of_the_cut_distribution(monkeypat
 def test_gate_is_red_when_a_cached_token_is_lost(monkeypatch):
     def broken(op):
         def attend(query, key_cache, value_cache, cache_seqlens, *, backend, **new):
-            if backend == "auto":
+            if backend == "broken":
                 key_cache, value_cache = key_cache[:, 1:], value_cache[:, 1:]
                 cache_seqlens = cache_seqlens - 1
             return op(query, key_cache, value_cache, cache_seqlens, backend="reference", **new)
@@ -98,7 +98,7 @@ def test_gate_is_red_when_only_the_target_has_a_gradient(monkeypatch):
 
     def broken(op):
         def head(hidden, weight, targets, *, backend):
-            weight = OnlyTargets.apply(weight, targets) if backend == "auto" else weight
+            weight = OnlyTargets.apply(weight, targets) if backend == "broken" else weight
             return op(hidden, weight, targets, backend="reference")
 
         return head
@@ -112,7 +112,7 @@ def test_gate_is_red_when_the_deviation_is_biased(monkeypatch):
         def advantages(*samples, group_size, backend):
             rewards, values = op(*samples, group_size=group_size, backend="reference")
             biased = (group_size / (group_size - 1)) ** 0.5
-            return rewards, values * biased if backend == "auto" else values
+            return rewards, values * biased if backend == "broken" else values
 
         return advantages
 

@@ -90,19 +90,20 @@ def device_name(device: torch.device) -> str:
 
 
 def _commit() -> str:
-    """The short commit, with a plus sign when tracked files were changed."""
-    folder = Path(__file__).parent
+    """The short commit, with a plus sign when tracked files other than results were changed."""
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        commit = _git("rev-parse", "--short", "HEAD").strip()
+        changes = _git("diff", "--name-only", "HEAD", "--", ":(top)", f":(top,exclude){'/'.join(RESULTS.parts[-2:])}")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return run.stdout.strip()
+    return commit + "+" * bool(changes)
+
+
+def _git(*arguments: str) -> str:
+    """What git prints about the folder of this file."""
+    return subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _module() -> list[str]:

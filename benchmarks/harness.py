@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "triton", "lightning", "trl")
+PACKAGES = (
+    "torch", "transformers", "triton", "lightning", "trl", "liger-kernel", "flashinfer-python", "flash-attn",
+)  # fmt: skip
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -72,7 +74,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version for package, version in versions.items() if version},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *_module(), *sys.argv[1:]]),
     }
 
 
@@ -88,19 +90,26 @@ def device_name(device: torch.device) -> str:
 
 
 def _commit() -> str:
-    """The short commit, with a plus sign when tracked files were changed."""
-    folder = Path(__file__).parent
+    """The short commit, with a plus sign when tracked files other than results were changed."""
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        commit = _git("rev-parse", "--short", "HEAD").strip()
+        changes = _git("diff", "--name-only", "HEAD", "--", ":(top)", f":(top,exclude){'/'.join(RESULTS.parts[-2:])}")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return run.stdout.strip()
+    return commit + "+" * bool(changes)
+
+
+def _git(*arguments: str) -> str:
+    """What git prints about the folder of this file."""
+    return subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def _module() -> list[str]:
+    """How the running program was named to Python: `-m` and a module, or a file; no folder of this machine."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [Path(sys.argv[0]).name] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,71 @@
+"""What the pictures show of results and runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
+from benchmarks import plot
+from benchmarks.plot_kernels import latest_panels
+from benchmarks.plot_training import read_steps
+
+
+def result(share, *, op="relay_step", gate="green", ceiling="copy", **contestants):
+    shares = {"relay_kernels": share, **contestants}
+    return {
+        "benchmark": "kernels",
+        "device": "a device",
+        "op": op,
+        "setting": "temperature only",
+        "shape": {"B": 64, "V": 151_936},
+        "is_full_shape": True,
+        "gate": gate,
+        "ceiling": ceiling,
+        "contestants": {name: {"share_of_ceiling": value} for name, value in shares.items()},
+    }
+
+
+def test_last_green_result_of_each_op_is_shown_without_its_ceiling():
+    rows = [
+        {"benchmark": "relay_decode", "device": "a device"},
+        result(0.5),
+        result(0.7, reference=0.1),
+        result(0.9, gate="red"),
+        result(None, op="relay_advantages", ceiling=None),
+        result(0.8, op="linear_log_probs", ceiling="bare GEMM", **{"bare GEMM": 1.0}),
+    ]
+    step, head = latest_panels(rows)
+    assert step.shares == {"relay_kernels": 0.7, "reference": 0.1}
+    assert head.shares == {"relay_kernels": 0.8}
+    assert head.ceiling == "the bare GEMM"
+    assert step.title == "relay_step, temperature only (B 64, V 151,936)"
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["plot", *map(str, arguments)])
+    plot.main()
+
+
+def test_pictures_are_written_with_their_figures(monkeypatch, tmp_path):
+    results = tmp_path / "device.jsonl"
+    results.write_text(json.dumps(result(0.734, reference=0.1)) + "\n")
+    run(monkeypatch, "kernels", results, tmp_path / "new" / "kernels.svg")
+    assert "73.4" in (tmp_path / "new" / "kernels.svg").read_text()
+    row = {"step": 3, "is_correct": True, "token_ids": [1, 2], "call_ratio": 0.5}
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+    run(monkeypatch, "training", tmp_path, tmp_path / "training.svg")
+    assert (tmp_path / "training.svg").stat().st_size > 0
+    [step] = read_steps([tmp_path / "rollouts.jsonl"])
+    assert (step.step, step.accuracy, step.call_ratio) == (3, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("picture", ["training", "kernels"])
+def test_source_is_named_when_it_has_nothing_to_show(monkeypatch, tmp_path, capsys, picture):
+    source = tmp_path / "empty"
+    source.mkdir() if picture == "training" else source.touch()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, picture, source, tmp_path / "x.png")
+    assert str(source) in capsys.readouterr().err

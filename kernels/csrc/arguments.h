@@ -38,6 +38,42 @@ bool take_heads(const TensorView& tensor, DLDataType dtype, Heads<T>* heads) {
   return true;
 }
 
+// A tensor of the given type on the CPU whose rows are contiguous and equally far apart, into `rows`.
+template <typename T>
+bool take_matrix(const TensorView& tensor, DLDataType dtype, Rows<T>* rows) {
+  if (!is_on_cpu(tensor) || tensor.ndim() == 0 || !has_type(tensor, dtype.code, dtype.bits)) return false;
+  const int last = tensor.ndim() - 1;
+  if (tensor.size(last) > 1 && tensor.stride(last) != 1) return false;
+  *rows = {static_cast<T*>(tensor.data_ptr()), 0};
+  bool is_first = true;
+  int64_t next = 0;
+  for (int i = last - 1; i >= 0; --i) {
+    if (tensor.size(i) == 1) continue;
+    if (is_first) rows->stride = tensor.stride(i);
+    if (!is_first && tensor.stride(i) != next) return false;
+    is_first = false;
+    next = tensor.stride(i) * tensor.size(i);
+  }
+  return true;
+}
+
+// `count` contiguous values of the given type on the CPU, into `values`.
+template <typename T>
+bool take_vector(const TensorView& tensor, DLDataType dtype, int64_t count, const T** values) {
+  if (!is_on_cpu(tensor) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+  if (!has_type(tensor, dtype.code, dtype.bits) || (count > 1 && tensor.stride(0) != 1)) return false;
+  *values = static_cast<const T*>(tensor.data_ptr());
+  return true;
+}
+
+inline bool has_shape_of(const TensorView& tensor, const TensorView& other) {
+  if (tensor.ndim() != other.ndim()) return false;
+  for (int i = 0; i < tensor.ndim(); ++i) {
+    if (tensor.size(i) != other.size(i)) return false;
+  }
+  return true;
+}
+
 inline bool has_shape(const TensorView& tensor, int64_t a, int64_t b, int64_t c, int64_t d) {
   return tensor.size(0) == a && tensor.size(1) == b && tensor.size(2) == c && tensor.size(3) == d;
 }

@@ -10,8 +10,8 @@ import torch
 from relay_kernels.backends import NO_NATIVE, choose_backend, has_triton, why_not_native, why_not_triton
 from relay_kernels.native import describe_library
 
-OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention")
-NATIVE_OPS = ("relay_step", "append_kv", "decode_attention")
+NATIVE_OPS = ("relay_step", "append_kv", "decode_attention", "add_rms_norm", "rotate_heads", "silu_mul")
+OPS = ("relay_advantages", "linear_log_probs", *NATIVE_OPS)
 
 
 def version(package: str) -> str:

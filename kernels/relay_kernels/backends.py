@@ -9,10 +9,13 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from relay_kernels.native import load_library
 
 BACKENDS = ("auto", "reference", "native", "triton")
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NO_NATIVE = "the op has no native implementation"
 
 
@@ -66,6 +69,26 @@ def choose_backend(
     raise RuntimeError(f"backend={backend!r} of {op} cannot run: {reason}")
 
 
-def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
+def choose_backend_for(op: str, backend: str, first: Tensor, *others: Tensor | None, why_not: str | None = None) -> str:
+    """`choose_backend` for an op whose fast backends want one dtype of all its tensors, one that they know."""
+    dtype = first.dtype
+    no_native, no_triton = _why_not_dtype(NATIVE_DTYPES, dtype), _why_not_dtype(TRITON_DTYPES, dtype)
+    for other in others:
+        if other is not None and other.dtype != dtype:
+            no_native = no_triton = f"its tensors have one dtype, not {dtype} and {other.dtype}"
+    return choose_backend(op, backend, first.device, why_not=no_triton or why_not, no_native=no_native)
+
+
+def _why_not_dtype(dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str | None:
+    return None if dtype in dtypes else f"its dtypes are {', '.join(map(str, dtypes))}, not {dtype}"
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Makes the tensor's CUDA device the current one, which is where Triton launches; nothing for other devices."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """[rows, D] of a [..., D] tensor, contiguous within a row: a view where its strides allow one."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -29,3 +30,25 @@ def check_samples(name: str, tensor: torch.Tensor, num_samples: int, *, allow_bo
     if tensor.is_floating_point() or tensor.is_complex() or (is_bool and not allow_bool):
         wanted = "bool or an integer type" if allow_bool else "an integer type"
         raise ValueError(f"{name} must be {wanted}; got {tensor.dtype}.")
+
+
+def check_rows(name: str, tensor: Tensor, *, like: Tensor | None = None, like_name: str = "") -> None:
+    """Raises ValueError unless `tensor` is a float tensor of rows, of the shape and on the device of `like`."""
+    if tensor.ndim == 0 or not tensor.is_floating_point():
+        raise ValueError(f"{name} must be a float tensor [..., D], not {tensor.dtype} {tuple(tensor.shape)}")
+    if like is not None and (tensor.shape, tensor.device) != (like.shape, like.device):
+        raise ValueError(
+            f"{name} ({tuple(tensor.shape)} on {tensor.device}) must have the shape and the device of {like_name} "
+            f"({tuple(like.shape)} on {like.device})"
+        )
+
+
+def check_weight(name: str, weight: Tensor, size: int, device: torch.device) -> None:
+    """Raises ValueError unless `weight` is a contiguous float vector of `size` on `device`."""
+    if weight.shape != (size,) or not weight.is_floating_point() or weight.device != device:
+        raise ValueError(
+            f"{name} must be a float tensor [{size}] on {device}, not {weight.dtype} {tuple(weight.shape)} "
+            f"on {weight.device}"
+        )
+    if not weight.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, its stride is {weight.stride(0)}")

@@ -120,9 +120,52 @@ def relay_step_cases(op: ModuleType) -> dict[str, Case]:
     return cases | {"student, parameters per row": call(cut=(meta(64, dtype=torch.int64), rows, rows))}
 
 
+def add_rms_norm_cases(op: ModuleType) -> dict[str, Case]:
+    def call(*, size=2048, dtype=torch.bfloat16, has_residual=True):
+        hidden = meta(64, 1, size, dtype=dtype)
+        weight = meta(size, dtype=dtype)
+        return lambda: op.add_rms_norm_triton(hidden, weight, 1e-6, hidden if has_residual else None)
+
+    return {
+        "D 2048, bf16": call(),
+        "D 16384, fp32": call(size=16384, dtype=torch.float32),
+        "D 1000, fp16": call(size=1000, dtype=torch.float16),
+        "D 128, fp32, no residual": call(size=128, dtype=torch.float32, has_residual=False),
+    }
+
+
+def rotate_heads_cases(op: ModuleType) -> dict[str, Case]:
+    def call(*, heads=16, kv_heads=8, size=128, dtype=torch.bfloat16, has_norm=True):
+        angles = meta(64, 1, size, dtype=dtype)
+        norm = meta(size, dtype=dtype) if has_norm else None
+        query, key = meta(64, 1, heads, size, dtype=dtype), meta(64, 1, kv_heads, size, dtype=dtype)
+        return lambda: op.rotate_heads_triton(query, key, angles, angles, norm, norm, 1e-6)
+
+    return {
+        "D 128, bf16": call(),
+        "D 80, 7 heads, bf16, no norm": call(heads=7, kv_heads=7, size=80, has_norm=False),
+        "D 256, 64 heads, fp32": call(heads=64, size=256, dtype=torch.float32),
+        "D 32, fp16": call(heads=4, kv_heads=2, size=32, dtype=torch.float16),
+    }
+
+
+def silu_mul_cases(op: ModuleType) -> dict[str, Case]:
+    def call(size=6144, dtype=torch.bfloat16):
+        return lambda: op.silu_mul_triton(meta(64, 1, size, dtype=dtype), meta(64, 1, size, dtype=dtype))
+
+    return {
+        "D 6144, bf16": call(),
+        "D 256, fp32": call(size=256, dtype=torch.float32),
+        "D 1001, fp16": call(size=1001, dtype=torch.float16),
+    }
+
+
 CASES: dict[str, Callable[[ModuleType], dict[str, Case]]] = {
+    "add_rms_norm": add_rms_norm_cases,
     "decode_attention": decode_attention_cases,
     "linear_log_probs": linear_log_probs_cases,
     "relay_advantages": relay_advantages_cases,
     "relay_step": relay_step_cases,
+    "rotate_heads": rotate_heads_cases,
+    "silu_mul": silu_mul_cases,
 }

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "decode_attention.h"
+#include "pointwise.h"
 #include "relay_step.h"
 
 #define RELAY_TEXT(name) #name
@@ -18,6 +19,12 @@ const CpuKernels kKernels = {
     append<float>,
     append<BFloat16>,
     [](int64_t longest, int64_t head_size) { return kMaxTileRows * (longest + kLanes) + head_size; },
+    add_rms_norm<float>,
+    add_rms_norm<BFloat16>,
+    rotate_heads<float>,
+    rotate_heads<BFloat16>,
+    silu_mul<float>,
+    silu_mul<BFloat16>,
     step_row,
     [](int64_t vocab_size) { return 2 * (vocab_size + kLanes); },
 };

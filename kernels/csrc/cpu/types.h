@@ -64,6 +64,35 @@ struct Rows {
   T* operator[](int64_t row) const { return data + row * stride; }
 };
 
+// normed = sum * rsqrt(mean(sum^2) + eps) * weight, sum = hidden + residual; see add_rms_norm/reference.py.
+template <typename T>
+struct AddRmsNorm {
+  Rows<const T> hidden, residual;  // residual.data null: the sum is `hidden`, and not written
+  Rows<T> normed, sum;
+  const T* weight;
+  int64_t size;
+  float eps;
+};
+
+// Heads of queries and keys, normalised where there are weights, then rotated; see rotate_heads/reference.py.
+template <typename T>
+struct RotateHeads {
+  Heads<const T> query, key;
+  Heads<T> query_output, key_output;
+  Heads<const T> cosine, sine;    // one head
+  const T *query_norm, *key_norm;  // null: not normalised
+  int64_t num_tokens, num_heads, num_kv_heads, head_size;
+  float eps;
+};
+
+// silu(gate) * up; see silu_mul/reference.py.
+template <typename T>
+struct SiluMul {
+  Rows<const T> gate, up;
+  Rows<T> output;
+  int64_t size;
+};
+
 // A sampling parameter: one number for all rows (stride 0), or one a row.
 struct Parameter {
   enum Type { kFloat32, kInt32, kInt64 } type = kFloat32;

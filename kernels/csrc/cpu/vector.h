@@ -72,6 +72,30 @@ RELAY_INLINE void round_to(float value, BFloat16* to) {
   to->bits = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// Each lane rounded as by `round_to`.
+RELAY_INLINE void store(BFloat16* to, Vec v) {
+  const Bits bits = reinterpret_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const HalfBits half = __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0, HalfBits);
+  __builtin_memcpy(to, &half, sizeof half);
+}
+
+// The first `count` lanes, or all where there are no fewer; what is not there is 0 and not touched.
+template <typename T>
+RELAY_INLINE Vec load_part(const T* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  T part[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = from[i];
+  return load(part);
+}
+template <typename T>
+RELAY_INLINE void store_part(T* to, Vec v, int64_t count) {
+  if (count >= kLanes) return store(to, v);
+  T part[kLanes];
+  store(part, v);
+  for (int64_t i = 0; i < count; ++i) to[i] = part[i];
+}
+
 RELAY_INLINE Vec max(Vec a, Vec b) { return b > a ? b : a; }
 
 RELAY_INLINE float max_lane(Vec v) {
@@ -85,6 +109,15 @@ RELAY_INLINE Doubles to_double(Vec v) { return __builtin_convertvector(v, Double
 // The sum of the lanes in a fixed order, halves onto each other.
 RELAY_INLINE double sum_lanes(Doubles v) {
   double lanes[kLanes];
+  __builtin_memcpy(lanes, &v, sizeof v);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+RELAY_INLINE float sum_floats(Vec v) {
+  float lanes[kLanes];
   __builtin_memcpy(lanes, &v, sizeof v);
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];

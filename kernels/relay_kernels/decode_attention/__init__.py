@@ -7,16 +7,13 @@ passed as its `transpose(1, 2)` view, and a slice `cache[:, :longest]` spares th
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from relay_kernels.backends import choose_backend
+from relay_kernels.backends import NATIVE_DTYPES, TRITON_DTYPES, choose_backend
 from relay_kernels.decode_attention.checks import check_append, check_attention
 from relay_kernels.decode_attention.native_impl import append_kv_native, decode_attention_native
 from relay_kernels.decode_attention.reference import append_kv_reference, decode_attention_reference
 
-NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_SIZE = 256
 """Largest head whose tiles fit the shared memory of all targets."""
 

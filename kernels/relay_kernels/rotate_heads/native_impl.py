@@ -1,0 +1,27 @@
+"""Rotary positions in the native library: `kernels/csrc/pointwise.cc`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from relay_kernels.native import native_function
+from relay_kernels.rotate_heads.reference import check_rotate_heads
+
+
+def rotate_heads_native(
+    query: Tensor,
+    key: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    query_norm: Tensor | None,
+    key_norm: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`rotate_heads`: ([N, T, H, D], [N, T, K, D])."""
+    arguments = (query, key, cosine, sine, query_norm, key_norm)
+    outputs = torch.empty(query.shape, dtype=query.dtype), torch.empty(key.shape, dtype=key.dtype)
+    if not native_function("rotate_heads")(*outputs, *arguments, eps, torch.get_num_threads()):
+        check_rotate_heads(*arguments)
+        raise RuntimeError("the native library refuses arguments of rotate_heads that are in order")
+    return outputs

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from relay_kernels import add_rms_norm, rotate_heads, silu_mul
 from torch import Tensor
-from torch.nn import functional
 
 from relay_lightning.engine.kv_cache import SlotKVCache
 
@@ -23,7 +22,8 @@ MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3"})
 def can_run_blocks(model: Any) -> bool:
     """Whether `run_blocks` computes what the decoder of `model` does."""
     config = model.config
-    return config.model_type in MODEL_TYPES and config.rope_parameters.get("rope_type", "default") == "default"
+    has_default_rope = config.rope_parameters.get("rope_type", "default") == "default"
+    return config.model_type in MODEL_TYPES and has_default_rope and config.hidden_act == "silu"
 
 
 def run_blocks(decoder: Any, token_ids: Tensor, positions: Tensor, cache: SlotKVCache) -> Tensor:
@@ -31,37 +31,36 @@ def run_blocks(decoder: Any, token_ids: Tensor, positions: Tensor, cache: SlotKV
 
     decoder: the model without its head; token_ids, positions: [N, T]. The pass must have been announced to the cache.
     """
-    hidden = decoder.embed_tokens(token_ids)
-    cosine, sine = decoder.rotary_emb(hidden, positions)  # [N, T, D]
-    rotation = cosine[:, :, None], sine[:, :, None]
+    hidden, update = decoder.embed_tokens(token_ids), None
+    rotation = decoder.rotary_emb(hidden, positions)  # cosine and sine, [N, T, D]
     for layer in decoder.layers:
-        hidden = _layer(layer, hidden, rotation, cache)
-    return _norm(decoder.norm, hidden)
+        hidden, update = _layer(layer, hidden, update, rotation, cache)
+    normed, _ = _norm(decoder.norm, hidden, update)
+    return normed
 
 
-def _layer(layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], cache: SlotKVCache) -> Tensor:
+def _layer(
+    layer: Any, hidden: Tensor, update: Tensor | None, rotation: tuple[Tensor, Tensor], cache: SlotKVCache
+) -> tuple[Tensor, Tensor]:
+    """The states before the layer's last sum, and what is to be added to them; the next norm adds."""
     attention, mlp = layer.self_attn, layer.mlp
-    normed = _norm(layer.input_layernorm, hidden)
+    normed, hidden = _norm(layer.input_layernorm, hidden, update)
     split = (*normed.shape[:2], -1, attention.head_dim)
     query, key = attention.q_proj(normed).view(split), attention.k_proj(normed).view(split)
     value = attention.v_proj(normed).view(split)
-    if hasattr(attention, "q_norm"):
-        query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-    query, key = _rotate(query, key, *rotation)
+    query, key = rotate_heads(query, key, *rotation, *_head_norms(attention))
     attended = cache.attend(query, key, value, attention.layer_idx, attention.scaling)
-    hidden = hidden + attention.o_proj(attended.flatten(2))
-    normed = _norm(layer.post_attention_layernorm, hidden)
-    return hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    normed, hidden = _norm(layer.post_attention_layernorm, hidden, attention.o_proj(attended.flatten(2)))
+    return hidden, mlp.down_proj(silu_mul(mlp.gate_proj(normed), mlp.up_proj(normed)))
 
 
-def _norm(norm: Any, states: Tensor) -> Tensor:
-    return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+def _norm(norm: Any, hidden: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(the norm of hidden + update, their sum)."""
+    return add_rms_norm(hidden, norm.weight, norm.variance_epsilon, update)
 
 
-def _rotate(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary positions: the halves of each head of both, [N, T, H, D] and [N, T, K, D], turned as pairs."""
-    num_heads = query.shape[2]
-    both = torch.cat((query, key), 2)
-    first, second = both.chunk(2, -1)
-    turned = (both * cosine).addcmul_(torch.cat((-second, first), -1), sine)
-    return turned[:, :, :num_heads], turned[:, :, num_heads:]
+def _head_norms(attention: Any) -> tuple[Any, ...]:
+    """Weights and epsilon of the norms of each head, where the architecture has them."""
+    if not hasattr(attention, "q_norm"):
+        return ()
+    return attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon

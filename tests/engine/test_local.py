@@ -11,6 +11,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -125,6 +127,18 @@ def test_logits_are_scaled_and_capped_as_the_model_does_it():
         read(engine, {0: [3, 4]})
         logits = engine.step(torch.tensor([5]), torch.tensor([True]))
     assert logits.abs().max() <= 0.5
+    torch.testing.assert_close(logits[0], plain_logits(model, [3, 4, 5]), **LOGIT_TOLERANCE)
+
+
+def test_a_gate_that_is_not_silu_is_computed_as_the_model_does_it():
+    torch.manual_seed(0)
+    config = LlamaConfig(**_SMALL | {"vocab_size": VOCAB_SIZE, "hidden_act": "relu"}, initializer_range=1.0)
+    model = LlamaForCausalLM(config).eval()
+    engine = LocalEngine(model)
+    with engine.session():
+        engine.allocate(1, 8)
+        read(engine, {0: [3, 4]})
+        logits = engine.step(torch.tensor([5]), torch.tensor([True]))
     torch.testing.assert_close(logits[0], plain_logits(model, [3, 4, 5]), **LOGIT_TOLERANCE)
 
 

@@ -11,8 +11,8 @@ from relay_kernels.native import native_function
 
 def add_rms_norm_native(hidden: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """`add_rms_norm`: ([..., D], [..., D])."""
-    normed = torch.empty(hidden.shape, dtype=hidden.dtype)
-    total = None if residual is None else torch.empty(hidden.shape, dtype=hidden.dtype)
+    normed = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    total = None if residual is None else torch.empty_like(hidden, memory_format=torch.contiguous_format)
     run, num_threads = native_function("add_rms_norm"), torch.get_num_threads()
     if not run(normed, total, hidden, residual, weight, eps, num_threads):
         check_add_rms_norm(hidden, weight, residual)

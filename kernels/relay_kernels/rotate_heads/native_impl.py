@@ -20,8 +20,10 @@ def rotate_heads_native(
 ) -> tuple[Tensor, Tensor]:
     """`rotate_heads`: ([N, T, H, D], [N, T, K, D])."""
     arguments = (query, key, cosine, sine, query_norm, key_norm)
-    outputs = torch.empty(query.shape, dtype=query.dtype), torch.empty(key.shape, dtype=key.dtype)
-    if not native_function("rotate_heads")(*outputs, *arguments, eps, torch.get_num_threads()):
+    turned_query = torch.empty_like(query, memory_format=torch.contiguous_format)
+    turned_key = torch.empty_like(key, memory_format=torch.contiguous_format)
+    run = native_function("rotate_heads")
+    if not run(turned_query, turned_key, *arguments, eps, torch.get_num_threads()):
         check_rotate_heads(*arguments)
         raise RuntimeError("the native library refuses arguments of rotate_heads that are in order")
-    return outputs
+    return turned_query, turned_key

@@ -11,7 +11,7 @@ from relay_kernels.silu_mul.reference import check_silu_mul
 
 def silu_mul_native(gate: Tensor, up: Tensor) -> Tensor:
     """`silu_mul`, [..., D]."""
-    output = torch.empty(gate.shape, dtype=gate.dtype)
+    output = torch.empty_like(gate, memory_format=torch.contiguous_format)
     run, num_threads = native_function("silu_mul"), torch.get_num_threads()
     if not run(output, gate, up, num_threads):
         check_silu_mul(gate, up)

@@ -17,7 +17,7 @@ const CpuKernels kKernels = {
     attend<BFloat16>,
     append<float>,
     append<BFloat16>,
-    [](int64_t longest, int64_t head_size) { return kMaxTileRows * (longest + kLanes) + head_size; },
+    [](int64_t longest, int64_t head_size) { return kMaxTileRows * (longest + kLanes + head_size); },
     step_row,
     [](int64_t vocab_size) { return 2 * (vocab_size + kLanes); },
 };

@@ -109,7 +109,9 @@ def _why_not_triton(key_cache: Tensor) -> str | None:
 
 
 def _why_not_native(tensor: Tensor) -> str | None:
-    """The op's own reason against the native library."""
+    """The op's own reasons against the native library."""
+    if tensor.is_cuda:
+        return "its native code is for the CPU"
     if tensor.dtype not in NATIVE_DTYPES:
         return f"its dtypes are float32 and bfloat16, not {tensor.dtype}"
     return None

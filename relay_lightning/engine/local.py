@@ -12,6 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from relay_lightning.engine.kv_cache import SlotKVCache
 from relay_lightning.models.architecture import check_supported, eos_token_ids, max_context
+from relay_lightning.models.settings import FLASH_ATTENTION
 
 
 class LocalEngine:
@@ -50,13 +51,20 @@ class LocalEngine:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """No gradients, no dropout; afterwards each submodule is as it was, in training or not."""
+        """No gradients, no dropout; afterwards each submodule is as it was, in training or not.
+
+        A model that trains with FlashAttention decodes on sdpa, which takes the masks of slots.
+        """
+        attention = self.model.config._attn_implementation
+        if attention == FLASH_ATTENTION:
+            self.model.config._attn_implementation = "sdpa"
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
+            self.model.config._attn_implementation = attention
             for module in training:
                 module.training = True
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-SUPPORTED_ATTENTION = ("sdpa", "eager")
+from relay_lightning.models.quantization import is_quantized
+from relay_lightning.models.settings import FLASH_ATTENTION
+
+SUPPORTED_ATTENTION = ("sdpa", "eager", FLASH_ATTENTION)
 
 
 def check_supported(model: PreTrainedModel) -> None:
@@ -25,8 +28,19 @@ def check_supported(model: PreTrainedModel) -> None:
     if config._attn_implementation not in SUPPORTED_ATTENTION:
         raise ValueError(
             f"{name} was loaded with attn_implementation={config._attn_implementation!r};"
-            " relay decoding needs 'sdpa' or 'eager'"
+            f" it must be one of {', '.join(SUPPORTED_ATTENTION)}"
         )
+
+
+def describe(model: PreTrainedModel) -> str:
+    """One line: size, number formats, attention, bytes."""
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return (
+        f"{model.num_parameters() / 1e6:,.1f} M parameters ({num_trained / 1e6:,.1f} M trained), "
+        f"{'nf4, ' if is_quantized(model) else ''}{dtype}, attention {model.config._attn_implementation}, "
+        f"{model.get_memory_footprint() / 1e9:.2f} GB"
+    )
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

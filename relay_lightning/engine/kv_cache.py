@@ -35,6 +35,11 @@ class SlotKVCache:
         """[N * T]: where the tokens of the announced pass go, as rows of [S * (C + 1), H * D]."""
         self._num_columns = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the keys and values of all layers seen so far."""
+        return sum(storage.numel() * storage.itemsize for storage in (*self._keys, *self._values))
+
     def begin(self, slots: Tensor | None, num_new: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Plans a pass of T = num_tokens tokens a row, of which num_new[i] (0 to T) are real, and advances the lengths.
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from relay_lightning.models.architecture import check_supported
+from relay_lightning.models.published import published_config_folder
 from relay_lightning.models.quantization import keep_trainable, nf4_arguments
 from relay_lightning.models.settings import DEFAULT, FLASH_ATTENTION, LoadSettings
 
@@ -82,8 +83,12 @@ def load_tokenizer(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedTok
 
 
 def load_config(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedConfig:
-    """The architecture of `name`, without its weights. Raises as `load_model` does."""
-    return _open(AutoConfig.from_pretrained, "model", name, resolve_checkpoint(name), settings)
+    """The architecture of `name`, without its weights; the published Qwen3 ones need no network.
+
+    Raises as `load_model` does.
+    """
+    path = published_config_folder(name) or resolve_checkpoint(name)
+    return _open(AutoConfig.from_pretrained, "model", name, str(path), settings)
 
 
 def attention_backend(name: str, settings: LoadSettings) -> str:

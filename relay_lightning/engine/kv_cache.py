@@ -92,11 +92,18 @@ class SlotKVCache:
 
     def _storage(self, like: Tensor) -> Tensor:
         # Zeros: a masked column still takes part in the product with the values, and 0 * NaN is NaN.
-        return like.new_zeros(self.num_slots, self.max_length + 1, like.shape[1], like.shape[3])
+        shape = (self.num_slots, self.max_length + 1, like.shape[1], like.shape[3])
+        return like.new_zeros(shape, dtype=_attention_dtype(like))
 
     def _store_and_view(self, storage: Tensor, new: Tensor) -> Tensor:
         num_heads, head_size = new.shape[1], new.shape[3]
         rows = new.transpose(1, 2).reshape(-1, num_heads * head_size)
-        storage.view(-1, num_heads * head_size).index_copy_(0, self._write_at, rows)
+        storage.view(-1, num_heads * head_size).index_copy_(0, self._write_at, rows.to(storage.dtype))
         view = storage[:, : self._num_columns]
         return (view if self._slots is None else view.index_select(0, self._slots)).transpose(1, 2)
+
+
+def _attention_dtype(states: Tensor) -> torch.dtype:
+    """What attention computes with: under autocast it would narrow wider states at every step anew."""
+    device_type = states.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states.dtype

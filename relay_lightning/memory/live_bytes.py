@@ -24,7 +24,7 @@ class LiveBytes(TorchDispatchMode):
         """Forgets the peak so far."""
         self.peak = self.current
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))
         arguments = {id(tensor.untyped_storage()) for tensor in args if isinstance(tensor, Tensor)}
         tree_map_only(Tensor, lambda tensor: self._count(tensor, arguments), outputs)

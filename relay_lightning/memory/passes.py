@@ -1,20 +1,22 @@
 """Bytes that passes over a model keep and need, found by running the real code over fake tensors.
 
-Two shallow models are run; what a layer adds is the difference, and the rest follows. Shapes: B rows, T tokens, D hidden
-size, V vocabulary, S slots, C capacity of a slot.
+Two shallow models are run; what a layer adds is the difference, and the rest follows.
+
+Shapes: B rows, T tokens, D hidden size, V vocabulary, S slots, C capacity of a slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.memory.live_bytes import LiveBytes
-from relay_lightning.memory.skeleton import ModelPlan, build_skeleton, fake_pass, with_fake_weights
+from relay_lightning.models.skeleton import ModelPlan, build_skeleton, fake_pass, with_fake_weights
 from relay_lightning.relay.side import MAX_CHUNK_TOKENS
 
 FEW_LAYERS = 2
@@ -50,20 +52,20 @@ class DecodePass:
 Pass = TypeVar("Pass", TrainingPass, DecodePass)
 
 
+@lru_cache
 def training_pass(plan: ModelPlan, num_rows: int, num_tokens: int) -> TrainingPass:
     """Of the student's decoder."""
     return _extrapolate(lambda depth: _run_training(plan, depth, num_rows, num_tokens), plan.num_layers)
 
 
+@lru_cache
 def decode_pass(plan: ModelPlan, num_slots: int, capacity: int, num_prompt_tokens: int) -> DecodePass:
     """Of S slots of C tokens each that read prompts of `num_prompt_tokens` and then write."""
     shape = (num_slots, capacity, min(num_prompt_tokens, capacity - 1))
     return _extrapolate(lambda depth: _run_decode(plan, depth, *shape), plan.num_layers)
 
 
-def head_workspace(
-    plan: ModelPlan, num_tokens: int, narrow: int, device_type: str, *, is_trained: bool
-) -> int:
+def head_workspace(plan: ModelPlan, num_tokens: int, narrow: int, device_type: str, *, is_trained: bool) -> int:
     """Bytes that `linear_log_probs` needs for both passes of `num_tokens` hidden states of `narrow` bytes a number."""
     size, vocab = int(plan.config.hidden_size), int(plan.config.vocab_size)
     weight = plan.dtype.itemsize

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relay_lightning.memory.passes import DecodePass, decode_pass, head_workspace, training_pass
-from relay_lightning.memory.skeleton import ModelPlan
 from relay_lightning.memory.weights import (
     OptimizerFactory,
     optimizer_bytes,
     optimizer_workspace_bytes,
     plan_weights,
 )
+from relay_lightning.models.skeleton import ModelPlan
 from relay_lightning.relay.run import CONTEXT_MARGIN
 
 
@@ -76,8 +76,8 @@ class MemoryPlan:
         """Peak of each phase."""
         phases = {
             "decoding": self.resident + self.decode_workspace,
-            "training pass": self.resident + self.training_workspace,
-            "optimiser step": self.resident + self.optimizer_workspace,
+            "the training pass": self.resident + self.training_workspace,
+            "the optimiser step": self.resident + self.optimizer_workspace,
         }
         return phases | ({"self-sampling": self.self_samples} if self.self_samples else {})
 

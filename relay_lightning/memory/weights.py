@@ -7,12 +7,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from relay_lightning.memory.skeleton import ModelPlan, build_skeleton
+from relay_lightning.models.skeleton import ModelPlan, build_skeleton
 
 NF4_BLOCK = 64
 """Weights that share a scale of 8 bits."""
@@ -46,6 +47,7 @@ class Weights:
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes)
 
 
+@lru_cache
 def plan_weights(plan: ModelPlan) -> Weights:
     """Of the whole model, adapters included, tied weights once."""
     model = build_skeleton(plan)
@@ -68,6 +70,7 @@ def nf4_bytes(num_weights: int) -> int:
     return -(-num_weights // 2) + num_scales + 4 * -(-num_scales // NF4_SCALES_BLOCK) + NF4_TABLE_BYTES
 
 
+@lru_cache
 def optimizer_bytes(make_optimizer: OptimizerFactory, weights: Weights) -> int:
     """Of the state that the optimiser keeps, found by letting it step on small weights of the same shapes."""
     shared, total = 0, 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -30,13 +30,18 @@ class ModelPlan:
     """A model as the run will hold it."""
 
     name: str
-    config: PreTrainedConfig
+    config: PreTrainedConfig = field(compare=False)
     loading: LoadSettings
     is_trained: bool
     lora: LoRASettings | None = None
     gradient_checkpointing: bool = False
     precision: str = "32-true"
     """The trainer's. It sets autocast for both models, and under `-true` the dtype of the trained one."""
+    architecture: str = field(init=False, repr=False)
+    """The config as text, by which plans are compared."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "architecture", self.config.to_json_string())
 
     @property
     def dtype(self) -> torch.dtype:

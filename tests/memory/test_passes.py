@@ -13,9 +13,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.memory.passes import decode_pass, head_workspace, training_pass
-from relay_lightning.memory.skeleton import ModelPlan
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.models.skeleton import ModelPlan
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.precision import decoding_precision
 
@@ -60,16 +60,18 @@ def real_student(plan: ModelPlan) -> Qwen3ForCausalLM:
     return model.train()
 
 
+ADAPTERS = {"lora": LoRASettings(rank=4), "loading": LoadSettings(dtype="bf16")}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"gradient_checkpointing": True},
-        {"precision": "bf16-mixed"},
-        {"lora": LoRASettings(rank=4), "loading": LoadSettings(dtype="bf16"), "precision": "bf16-mixed"},
-        {"lora": LoRASettings(rank=4), "loading": LoadSettings(dtype="bf16"), "gradient_checkpointing": True},
+        pytest.param({}, id="whole", marks=pytest.mark.slow),
+        pytest.param({"gradient_checkpointing": True}, id="checkpointing"),
+        pytest.param({"precision": "bf16-mixed"}, id="mixed"),
+        pytest.param(ADAPTERS | {"precision": "bf16-mixed"}, id="adapters", marks=pytest.mark.slow),
+        pytest.param(ADAPTERS | {"gradient_checkpointing": True}, id="adapters-checkpointing", marks=pytest.mark.slow),
     ],
-    ids=["whole", "checkpointing", "mixed", "lora", "lora-checkpointing"],
 )
 def test_training_pass_is_as_large_as_planned(options, tmp_path):
     plan = replace(STUDENT, **options)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from relay_lightning.memory.skeleton import ModelPlan
 from relay_lightning.memory.weights import (
     Weights,
     optimizer_bytes,
@@ -17,6 +18,7 @@ from relay_lightning.memory.weights import (
 from relay_lightning.models.loading import load_config, load_model
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.models.skeleton import ModelPlan
 
 
 @pytest.mark.parametrize(("size", "billions"), [("0.6B", 0.596), ("1.7B", 1.721), ("8B", 8.191)])
@@ -44,9 +46,7 @@ def test_quantised_weights_are_as_large_as_planned(small_pair):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     loading = LoadSettings(dtype="bf16", quantization="nf4")
     model = load_model(small_pair.teacher, settings=loading)
-    states = [
-        module.weight.quant_state for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
-    ]
+    states = [module.weight.quant_state for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert states
     tables = [
         table for state in states for table in (state.absmax, state.code, state.offset, *vars(state.state2).values())
@@ -57,16 +57,23 @@ def test_quantised_weights_are_as_large_as_planned(small_pair):
     assert planned.largest_dequantized_bytes == 2 * max(state.shape.numel() for state in states)
 
 
+def of_bitsandbytes(name):
+    def make(parameters):
+        return getattr(pytest.importorskip("bitsandbytes").optim, name)(parameters)
+
+    return make
+
+
 @pytest.mark.parametrize("num_rows", [1, 300, 512, 2048])
 @pytest.mark.parametrize(
     "make_optimizer",
     [
-        lambda parameters: torch.optim.AdamW(parameters),
-        lambda parameters: torch.optim.AdamW(parameters, fused=True),
-        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
-        lambda parameters: torch.optim.Adafactor(parameters),
-        lambda parameters: pytest.importorskip("bitsandbytes").optim.AdamW8bit(parameters),
-        lambda parameters: pytest.importorskip("bitsandbytes").optim.PagedAdamW8bit(parameters),
+        torch.optim.AdamW,
+        partial(torch.optim.AdamW, fused=True),
+        partial(torch.optim.SGD, momentum=0.9),
+        torch.optim.Adafactor,
+        of_bitsandbytes("AdamW8bit"),
+        of_bitsandbytes("PagedAdamW8bit"),
     ],
     ids=["adamw", "fused", "momentum", "adafactor", "adamw8bit", "pagedadamw8bit"],
 )

@@ -14,6 +14,7 @@ from relay_lightning.data.collate import TeacherTokens, make_train_batches
 from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
+from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.base import RelayModule, require_finite
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
@@ -38,6 +39,8 @@ class GRPOModule(RelayModule):
     Args:
         student: checkpoint to train: a folder, a hub id, or `tiny:warm-student`.
         teacher: checkpoint of the frozen teacher; null trains teacher-free (plain GRPO).
+        student_loading: number format, quantisation and attention of the student.
+        teacher_loading: the same of the teacher.
         group_size: completions per prompt.
         num_slots: rows decoded together.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
@@ -69,7 +72,7 @@ class GRPOModule(RelayModule):
         dynamic_sampling: sampling rounds to replace groups whose rewards are all equal; 0 keeps them.
         overlong_buffer: tokens before the budget over which a soft penalty grows to -1; 0 is off.
         mask_truncated_completions: do not train on completions that used the whole budget.
-        lora: train adapters of this shape; null trains all weights.
+        lora: train adapters of this shape; null trains all weights, which a quantised student cannot.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         seed: of the samples.
         optimizer: from the trained parameters to an optimiser.
@@ -81,6 +84,8 @@ class GRPOModule(RelayModule):
         *,
         student: str = "tiny:warm-student",
         teacher: str | None = "tiny:teacher",
+        student_loading: LoadSettings = DEFAULT,
+        teacher_loading: LoadSettings = DEFAULT,
         group_size: int = 8,
         num_slots: int = 128,
         max_completion_tokens: int = 192,
@@ -129,6 +134,8 @@ class GRPOModule(RelayModule):
         super().__init__(
             student=student,
             teacher=teacher,
+            student_loading=student_loading,
+            teacher_loading=teacher_loading,
             num_slots=num_slots,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
@@ -288,7 +295,7 @@ class GRPOModule(RelayModule):
         if self._reference is None:
             self._reference = ReferencePolicy(
                 self.student,
-                self.student_name,
+                self.load_untrained_student,
                 has_adapters=self.lora is not None,
                 temperature=self.decoding.student.temperature,
             )

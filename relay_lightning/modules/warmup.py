@@ -14,8 +14,8 @@ from torch import Tensor
 from relay_lightning.data.sft import SelfSample, SFTBatch
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import LoRASettings
+from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.base import RelayModule, require_finite
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.self_samples import (
@@ -40,6 +40,8 @@ class WarmupModule(RelayModule):
     Args:
         student: checkpoint to train: a folder, a hub id, or `tiny:student`.
         teacher: checkpoint that answers calls in validation; null validates teacher-free.
+        student_loading: number format, quantisation and attention of the student.
+        teacher_loading: the same of the teacher.
         num_slots: rows decoded together.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the self-sampled completions.
@@ -51,7 +53,7 @@ class WarmupModule(RelayModule):
         max_call_tokens: longest span that one call can get in validation; null sets no limit.
         eos_policy: what the teacher's end of sequence does in validation.
         cache_dir: folder that keeps the self-sampled completions.
-        lora: train adapters of this shape; null trains all weights.
+        lora: train adapters of this shape; null trains all weights, which a quantised student cannot.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         seed: of the samples.
         optimizer: from the trained parameters to an optimiser.
@@ -63,6 +65,8 @@ class WarmupModule(RelayModule):
         *,
         student: str = "tiny:student",
         teacher: str | None = "tiny:teacher",
+        student_loading: LoadSettings = DEFAULT,
+        teacher_loading: LoadSettings = DEFAULT,
         num_slots: int = 128,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
@@ -83,6 +87,8 @@ class WarmupModule(RelayModule):
         super().__init__(
             student=student,
             teacher=teacher,
+            student_loading=student_loading,
+            teacher_loading=teacher_loading,
             num_slots=num_slots,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
@@ -124,7 +130,7 @@ class WarmupModule(RelayModule):
 
         The untrained student is read afresh, so that a resumed run gets the samples of the run that it continues.
         """
-        student = load_model(self.student_name, dtype=torch.float32).to(self.device)
+        student = self.load_untrained_student().to(self.device)
         identity = fingerprint(
             student.state_dict(), prompts, self.sampling, samples_per_prompt=self.samples_per_prompt, seed=self.seed
         )

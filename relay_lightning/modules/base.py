@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,7 +23,9 @@ from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.modules.metrics import add_ratios, answer_ratios, completion_ratios, divide
 from relay_lightning.modules.precision import decoding_precision
+from relay_lightning.modules.processes import gather_tensors
 from relay_lightning.modules.randomness import seeded
+from relay_lightning.modules.step_metrics import StepMetrics
 from relay_lightning.pair import build_decoder
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.rewards.answers import AnswerStatus, judge_answer
@@ -83,6 +85,7 @@ class RelayModule(LightningModule):
         """The student's tokenizer, from `setup` on."""
         self._decoder: RelayDecoder | None = None
         self._evaluated: dict[str, tuple[float, float]] = {}
+        self._step_metrics = StepMetrics()
 
     @property
     def strict_loading(self) -> bool:
@@ -147,6 +150,23 @@ class RelayModule(LightningModule):
         position = read_position(self.trainer)
         return seeded(self.device, "dropout", self.seed, self.global_rank, position.epoch, position.batch_index)
 
+    def log_step(
+        self,
+        batch_index: int,
+        loss: Tensor,
+        metrics: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Collects a micro-batch's loss and metrics; logs those of the optimiser step, of all processes, with its last.
+
+        `weights`: what each metric weighs beside other micro-batches. Raises RuntimeError if the loss is not finite.
+        """
+        require_finite(loss.detach(), "loss", self.global_step)
+        self._step_metrics.add({"loss": loss, **(metrics or {})}, {"loss": torch.ones_like(loss), **(weights or {})})
+        if (batch_index + 1) % self.trainer.accumulate_grad_batches == 0:
+            for name, value in self._step_metrics.reduce(self.gather).items():
+                self.log(name, value, prog_bar=name == "loss")
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         """Logs the gradient norm, and stops before a gradient that is not finite can reach the weights."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
@@ -205,6 +225,10 @@ class RelayModule(LightningModule):
                     f"The checkpoint does not fit the student {self.student_name}: weight {name} {found}, "
                     f"but shape {list(parameter.shape)} is needed."
                 )
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """A tensor of every process, stacked by rank, on the CPU."""
+        return gather_tensors(tensor.to(self.device)).cpu()
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum of a CPU tensor over all processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +17,9 @@ from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.modules.base import RelayModule, require_finite
+from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.processes import gather_in_turn
 from relay_lightning.modules.self_samples import (
     draw_self_samples,
     fingerprint,
@@ -111,8 +113,7 @@ class WarmupModule(RelayModule):
             log_probs = token_log_probs(self.student, token_ids, loss_mask).log_probs
         num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss = sft_loss(log_probs, loss_mask, batch.num_step_loss_tokens, num_micro_batches)
-        require_finite(loss.detach(), "loss", self.global_step)
-        self.log("loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        self.log_step(batch.batch_index, loss)
         return loss
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
@@ -135,8 +136,12 @@ class WarmupModule(RelayModule):
             student.state_dict(), prompts, self.sampling, samples_per_prompt=self.samples_per_prompt, seed=self.seed
         )
         path = self.cache_dir / f"{identity}.jsonl"
-        if self.trainer.is_global_zero and not path.exists():
-            write_self_samples(path, self._draw(student, prompts))
+        if not self.trainer.strategy.broadcast(path.exists()):  # one process decides, so that all draw or none
+            own = self._draw(student, prompts[self.global_rank :: self.trainer.world_size])
+            size = self.samples_per_prompt
+            by_prompt = gather_in_turn([own[start : start + size] for start in range(0, len(own), size)])
+            if self.trainer.is_global_zero:
+                write_self_samples(path, list(chain.from_iterable(by_prompt)))
         self.trainer.strategy.barrier("self_sample")
         return read_self_samples(path)
 

@@ -181,7 +181,7 @@ def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, float]:
             hugging_face.student_alone([prompt.text for prompt in setup.prompts[start:][: setup.num_slots]], length)
 
     rivals = {
-        "relay": lambda: decoder.generate(requests, greedy(length)),
+        "relay": lambda: decoder.generate(requests, greedy(length), max_calls=0),
         "bare loop": lambda: plain_decode(decoder.student, setup.prompts, setup.num_slots, length),
         "transformers.generate": generate,
     }

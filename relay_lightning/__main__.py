@@ -16,6 +16,7 @@ TRAINER_SUBCOMMANDS = {
     "predict": "completions of the held-out problems",
 }
 OTHER_SUBCOMMANDS = {
+    "plan": "what a configuration of `fit` needs of a device's memory, without loading weights",
     "filter": "keep the problems that the teacher alone solves often enough",
     "synthesize": "sample warm-up completions from the student itself",
     "export": "turn a checkpoint into a folder that Transformers opens",
@@ -43,6 +44,8 @@ def run(arguments: list[str]) -> int:
     try:
         if subcommand in TRAINER_SUBCOMMANDS:
             import_module("relay_lightning.cli").RelayCLI(subcommand, rest)
+        elif subcommand == "plan":
+            import_module("relay_lightning.cli").PlanCLI(rest)
         else:
             import_module(f"relay_lightning.commands.{subcommand}").main(rest)
     except KeyboardInterrupt:

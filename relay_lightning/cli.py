@@ -24,6 +24,7 @@ from relay_lightning.callbacks.rollout_writer import RolloutWriter
 from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.callbacks.throughput import Throughput
 from relay_lightning.commands.parser import OneSentenceErrors
+from relay_lightning.commands.plan import plan
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.sft import WarmupDataModule
 from relay_lightning.modules.grpo import GRPOModule
@@ -137,6 +138,36 @@ class RelayCLI(LightningCLI):
         config = self.config[self._chosen].clone()
         config.ckpt_path = None
         return self._parser(self._chosen).dump(config, skip_none=False)
+
+
+class PlanCLI(RelayCLI):
+    """`plan`: takes what `fit` takes, and prints what it would need of a device's memory."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__("fit", arguments)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--device_memory_gb",
+            type=float | None,
+            default=None,
+            help="Memory to plan for, in units of 10^9 bytes (default: that of this machine's GPU, else its RAM).",
+        )
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing is read or written."""
+
+    def instantiate_classes(self) -> None:
+        """The modules alone, which load nothing yet: the trainer may want a device that is not here."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config_init[subcommand]
+        plan(config.model, config.data, config.trainer, config.device_memory_gb)
 
 
 def default_run_dir(model: Any) -> Path:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from relay_lightning.data.chat_template import encode_prompt, make_prompt
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.protocol import CallProtocol
@@ -30,19 +31,24 @@ def load_relay(
     num_slots: int = 64,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    student_loading: LoadSettings = DEFAULT,
+    teacher_loading: LoadSettings = DEFAULT,
 ) -> Relay:
     """A relay of the models named `student` and `teacher`.
 
     A name is a local folder, a hub id, or one of the embedded tiny:student, tiny:warm-student and tiny:teacher. teacher
     None: the student alone (`policy="teacher_free"`). num_slots: completions in flight. device: by default a
-    GPU where there is one. dtype: by default what each model's config names. Raises as `load_model` does.
+    GPU where there is one. dtype: of both models where their settings name none; by default what each model's config
+    names. student_loading, teacher_loading: quantisation and attention. Raises as `load_model` does.
     """
     if teacher is not None and "://" in teacher:
         raise ValueError(f"teacher={teacher!r} is a URL; a served teacher is not supported, name a model")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    tokenizer = load_tokenizer(student)
-    student_model = load_model(student, dtype).to(device).requires_grad_(False)
-    teacher_model = load_model(teacher, dtype).to(device).requires_grad_(False) if teacher is not None else None
+    tokenizer = load_tokenizer(student, student_loading)
+    student_model = load_model(student, dtype, student_loading, device).requires_grad_(False)
+    teacher_model = None
+    if teacher is not None:
+        teacher_model = load_model(teacher, dtype, teacher_loading, device).requires_grad_(False)
     decoder = build_decoder(student_model, tokenizer, teacher_model, teacher, num_slots=num_slots)
 
     def prompt(prompt_id: int, question: str | Sequence[int]) -> Prompt:

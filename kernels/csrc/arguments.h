@@ -5,23 +5,27 @@
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/optional.h>
 
-#include "cpu/types.h"
+#include "types.h"
 
 namespace relay {
 
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
-inline bool is_on_cpu(const TensorView& tensor) { return tensor.device().device_type == kDLCPU; }
+constexpr DLDevice kCpu = {kDLCPU, 0};
+
+inline bool is_on(const TensorView& tensor, DLDevice device) {
+  return tensor.device().device_type == device.device_type && tensor.device().device_id == device.device_id;
+}
 
 inline bool has_type(const TensorView& tensor, int code, int bits) {
   return tensor.dtype().code == code && tensor.dtype().bits == bits && tensor.dtype().lanes == 1;
 }
 
-// `count` integers of the rows, int32 or int64 on the CPU, into `rows`; false if the tensor is anything else.
-inline bool take_integers(const TensorView& tensor, int64_t count, RowIntegers* rows) {
+// `count` integers of the rows, int32 or int64, into `rows`; false if the tensor is anything else.
+inline bool take_integers(const TensorView& tensor, DLDevice device, int64_t count, RowIntegers* rows) {
   const bool is_wide = has_type(tensor, kDLInt, 64);
-  if (!is_on_cpu(tensor) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+  if (!is_on(tensor, device) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
   if (!is_wide && !has_type(tensor, kDLInt, 32)) return false;
   rows->data = tensor.data_ptr();
   rows->is_wide = is_wide;
@@ -32,7 +36,7 @@ inline bool take_integers(const TensorView& tensor, int64_t count, RowIntegers* 
 // A [., ., heads, D] tensor of the given type on the CPU, contiguous along D, into `heads`.
 template <typename T>
 bool take_heads(const TensorView& tensor, DLDataType dtype, Heads<T>* heads) {
-  if (!is_on_cpu(tensor) || tensor.ndim() != 4 || !has_type(tensor, dtype.code, dtype.bits)) return false;
+  if (!is_on(tensor, kCpu) || tensor.ndim() != 4 || !has_type(tensor, dtype.code, dtype.bits)) return false;
   if (tensor.size(3) > 1 && tensor.stride(3) != 1) return false;
   *heads = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
   return true;

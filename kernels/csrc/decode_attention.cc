@@ -22,9 +22,9 @@ bool take_rows(const TensorView& cache, const TensorView& cache_seqlens, const O
   const int64_t num_slots = cache.size(0), capacity = cache.size(1);
   a->num_new.fallback = a->num_tokens;
   a->slots.step = 1;
-  if (!take_integers(cache_seqlens, a->num_rows, &a->cache_seqlens)) return false;
-  if (num_new.has_value() && !take_integers(num_new.value(), a->num_rows, &a->num_new)) return false;
-  if (slots.has_value() && !take_integers(slots.value(), a->num_rows, &a->slots)) return false;
+  if (!take_integers(cache_seqlens, kCpu, a->num_rows, &a->cache_seqlens)) return false;
+  if (num_new.has_value() && !take_integers(num_new.value(), kCpu, a->num_rows, &a->num_new)) return false;
+  if (slots.has_value() && !take_integers(slots.value(), kCpu, a->num_rows, &a->slots)) return false;
   for (int64_t row = 0; row < a->num_rows; ++row) {
     const int64_t length = a->cache_seqlens[row], added = a->num_new[row], slot = a->slots[row];
     if (length < 0 || added < 0 || added > a->num_tokens || length > capacity - added) return false;

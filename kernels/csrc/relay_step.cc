@@ -8,6 +8,11 @@
 #include "arguments.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#ifdef RELAY_HAS_CUDA
+#include <tvm/ffi/extra/c_env_api.h>
+
+#include "cuda/relay_step.h"
+#endif
 
 namespace relay {
 namespace {
@@ -21,36 +26,38 @@ template <typename T>
 constexpr int kCode = std::is_floating_point_v<T> ? kDLFloat : std::is_signed_v<T> ? kDLInt : kDLUInt;
 
 template <typename T>
-bool is_of(const TensorView& tensor) {
+bool is_of(const TensorView& tensor, DLDevice device) {
   using Value = std::remove_const_t<T>;
   const bool is_bool = std::is_same_v<Value, uint8_t> && has_type(tensor, kDLBool, 8);
-  return is_on_cpu(tensor) && (is_bool || has_type(tensor, kCode<Value>, 8 * sizeof(Value)));
+  return is_on(tensor, device) && (is_bool || has_type(tensor, kCode<Value>, 8 * sizeof(Value)));
 }
 
 template <typename T>
-bool take_column(const TensorView& tensor, int64_t count, Column<T>* column) {
-  if (!is_of<T>(tensor) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+bool take_column(const TensorView& tensor, DLDevice device, int64_t count, Column<T>* column) {
+  if (!is_of<T>(tensor, device) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
   *column = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
   return true;
 }
 
 template <typename T>
-bool take_table(const TensorView& tensor, int64_t num_rows, int64_t width, Rows<T>* rows) {
-  if (!is_of<T>(tensor) || tensor.ndim() != 2 || tensor.size(0) != num_rows || tensor.size(1) != width) return false;
+bool take_table(const TensorView& tensor, DLDevice device, int64_t num_rows, int64_t width, Rows<T>* rows) {
+  if (!is_of<T>(tensor, device) || tensor.ndim() != 2 || tensor.size(0) != num_rows || tensor.size(1) != width) return false;
   if (width > 1 && tensor.stride(1) != 1) return false;
   *rows = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
   return true;
 }
 
-bool take_parameter(const AnyView& value, int64_t num_rows, double off, Parameter* parameter, bool* is_on) {
+bool take_parameter(const AnyView& value, DLDevice device, int64_t num_rows, double off, Parameter* parameter,
+                    bool* is_used) {
   if (const auto number = value.try_cast<double>()) {
     parameter->number = *number;
-    *is_on = *number != off;
+    *is_used = *number != off;
     return true;
   }
   const auto tensor = value.try_cast<TensorView>();
-  if (!tensor.has_value() || !is_on_cpu(*tensor) || tensor->ndim() != 1 || tensor->size(0) != num_rows) return false;
-  *is_on = true;
+  if (!tensor.has_value() || !is_on(*tensor, device)) return false;
+  if (tensor->ndim() != 1 || tensor->size(0) != num_rows) return false;
+  *is_used = true;
   if (has_type(*tensor, kDLFloat, 32)) {
     parameter->type = Parameter::kFloat32;
   } else if (has_type(*tensor, kDLInt, 64)) {
@@ -66,7 +73,7 @@ bool take_parameter(const AnyView& value, int64_t num_rows, double off, Paramete
 }
 
 bool take_logits(const TensorView& tensor, Logits* logits) {
-  if (!is_on_cpu(tensor) || tensor.ndim() != 2 || tensor.size(1) == 0) return false;
+  if (tensor.ndim() != 2 || tensor.size(1) == 0) return false;
   if (has_type(tensor, kDLFloat, 32)) {
     logits->type = Logits::kFloat32;
   } else if (has_type(tensor, kDLBfloat, 16)) {
@@ -85,22 +92,22 @@ bool take_logits(const TensorView& tensor, Logits* logits) {
 }
 
 bool take_commands(const TensorView& next_state, const TensorView& is_complete, const TensorView& digit_action,
-                   const TensorView& digit_scale, const TensorView& digit_value, int64_t vocab_size,
-                   Commands* commands) {
+                   const TensorView& digit_scale, const TensorView& digit_value, DLDevice device,
+                   int64_t vocab_size, Commands* commands) {
   if (next_state.ndim() != 2 || digit_scale.ndim() != 1) return false;
   const int64_t num_states = commands->num_states = next_state.size(0);
   const int64_t num_actions = digit_scale.size(0);
   Column<const int64_t> scale, value;
-  if (!take_table(next_state, num_states, vocab_size, &commands->next_state) ||
-      !take_table(is_complete, num_states, vocab_size, &commands->is_complete) ||
-      !take_column(digit_scale, num_actions, &scale) || !take_column(digit_value, num_actions, &value)) {
+  if (!take_table(next_state, device, num_states, vocab_size, &commands->next_state) ||
+      !take_table(is_complete, device, num_states, vocab_size, &commands->is_complete) ||
+      !take_column(digit_scale, device, num_actions, &scale) || !take_column(digit_value, device, num_actions, &value)) {
     return false;
   }
   if (num_actions > 1 && (scale.stride != 1 || value.stride != 1)) return false;
   commands->digit_scale = scale.data;
   commands->digit_value = value.data;
-  return take_table(digit_action, num_states, vocab_size, &commands->narrow_action) ||
-         take_table(digit_action, num_states, vocab_size, &commands->wide_action);
+  return take_table(digit_action, device, num_states, vocab_size, &commands->narrow_action) ||
+         take_table(digit_action, device, num_states, vocab_size, &commands->wide_action);
 }
 
 // Whether every row that is this writer's can be stepped without leaving the state's tensors.
@@ -129,6 +136,27 @@ void run(const RelayStep& step, int64_t num_threads) {
   });
 }
 
+bool has_cuda() {
+#ifdef RELAY_HAS_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+// On a CUDA device nothing is read back, so that values are not checked there; false where there is no kernel.
+bool run_on_device([[maybe_unused]] const RelayStep& step, [[maybe_unused]] DLDevice device) {
+#ifdef RELAY_HAS_CUDA
+  if (device.device_type != kDLCUDA || step.logits.vocab_size > kMaxCudaVocabulary) return false;
+  const auto stream = static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
+  const cudaError_t error = launch_relay_step(step, stream);
+  if (error != cudaSuccess) TVM_FFI_THROW(RuntimeError) << "relay_step on CUDA: " << cudaGetErrorString(error);
+  return true;
+#else
+  return false;
+#endif
+}
+
 // Steps the rows whose status is `writer`, in place. False: refused, nothing done.
 bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, TensorView tokens,
                 TensorView token_source, TensorView log_probs, TensorView sampling_log_probs, TensorView last_token,
@@ -141,6 +169,7 @@ bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, T
                 int64_t num_threads) {
   RelayStep step;
   if (!take_logits(logits, &step.logits) || tokens.ndim() != 2 || eos_token_ids.ndim() != 1) return false;
+  const DLDevice device = logits.device();
   const int64_t num_rows = step.logits.num_rows;
   const int64_t num_slots = step.num_slots = tokens.size(0), width = tokens.size(1);
   step.max_tokens = width - 1;
@@ -149,41 +178,42 @@ bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, T
   step.seed = static_cast<uint64_t>(seed);
   step.num_eos = eos_token_ids.size(0);
   step.slots.step = 1;
-  if (slots.has_value() ? !take_integers(slots.value(), num_rows, &step.slots) : num_rows != num_slots) return false;
-  if (!take_table(tokens, num_slots, width, &step.tokens) ||
-      !take_table(token_source, num_slots, width, &step.token_source) ||
-      !take_table(log_probs, num_slots, width, &step.log_probs) ||
-      !take_table(sampling_log_probs, num_slots, width, &step.sampling_log_probs) ||
-      !take_column(last_token, num_slots, &step.last_token) || !take_column(num_tokens, num_slots, &step.num_tokens) ||
-      !take_column(status, num_slots, &step.status) || !take_column(command_state, num_slots, &step.command_state) ||
-      !take_column(command_n, num_slots, &step.command_n) ||
-      !take_column(token_limit, num_slots, &step.token_limit) ||
-      !take_column(span_limit, num_slots, &step.span_limit) || !take_column(can_call, num_slots, &step.can_call) ||
-      !take_column(ends_on_teacher_eos, num_slots, &step.ends_on_teacher_eos) ||
-      !take_column(prompt_id, num_slots, &step.prompt_id) ||
-      !take_column(sample_index, num_slots, &step.sample_index) ||
-      !take_column(eos_token_ids, step.num_eos, &step.eos_token_ids)) {
+  if (slots.has_value() ? !take_integers(slots.value(), device, num_rows, &step.slots) : num_rows != num_slots) return false;
+  if (!take_table(tokens, device, num_slots, width, &step.tokens) ||
+      !take_table(token_source, device, num_slots, width, &step.token_source) ||
+      !take_table(log_probs, device, num_slots, width, &step.log_probs) ||
+      !take_table(sampling_log_probs, device, num_slots, width, &step.sampling_log_probs) ||
+      !take_column(last_token, device, num_slots, &step.last_token) || !take_column(num_tokens, device, num_slots, &step.num_tokens) ||
+      !take_column(status, device, num_slots, &step.status) || !take_column(command_state, device, num_slots, &step.command_state) ||
+      !take_column(command_n, device, num_slots, &step.command_n) ||
+      !take_column(token_limit, device, num_slots, &step.token_limit) ||
+      !take_column(span_limit, device, num_slots, &step.span_limit) || !take_column(can_call, device, num_slots, &step.can_call) ||
+      !take_column(ends_on_teacher_eos, device, num_slots, &step.ends_on_teacher_eos) ||
+      !take_column(prompt_id, device, num_slots, &step.prompt_id) ||
+      !take_column(sample_index, device, num_slots, &step.sample_index) ||
+      !take_column(eos_token_ids, device, step.num_eos, &step.eos_token_ids)) {
     return false;
   }
   if (next_state.has_value() &&
       !take_commands(next_state.value(), is_complete.value(), digit_action.value(), digit_scale.value(),
-                     digit_value.value(), step.logits.vocab_size, &step.commands)) {
+                     digit_value.value(), device, step.logits.vocab_size, &step.commands)) {
     return false;
   }
   bool is_hot = false, is_top_k = false, is_top_p = false, is_min_p = false;
-  if (!take_parameter(temperature, num_rows, 0.0, &step.temperature, &is_hot) ||
-      !take_parameter(top_k, num_rows, 0.0, &step.top_k, &is_top_k) ||
-      !take_parameter(top_p, num_rows, 1.0, &step.top_p, &is_top_p) ||
-      !take_parameter(min_p, num_rows, 0.0, &step.min_p, &is_min_p)) {
+  if (!take_parameter(temperature, device, num_rows, 0.0, &step.temperature, &is_hot) ||
+      !take_parameter(top_k, device, num_rows, 0.0, &step.top_k, &is_top_k) ||
+      !take_parameter(top_p, device, num_rows, 1.0, &step.top_p, &is_top_p) ||
+      !take_parameter(min_p, device, num_rows, 0.0, &step.min_p, &is_min_p)) {
     return false;
   }
   step.is_cut = is_top_k || is_top_p || is_min_p;
   if (uniforms.has_value()) {
     step.num_uniforms = uniforms.value().size(1);
-    if (step.num_uniforms == 0 || !take_table(uniforms.value(), num_slots, step.num_uniforms, &step.uniforms)) {
+    if (step.num_uniforms == 0 || !take_table(uniforms.value(), device, num_slots, step.num_uniforms, &step.uniforms)) {
       return false;
     }
   }
+  if (device.device_type != kDLCPU) return run_on_device(step, device);
   if (!are_in_range(step)) return false;
   run(step, num_threads);
   return true;
@@ -193,3 +223,5 @@ bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, T
 }  // namespace relay
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(relay_step, relay::relay_step);
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(has_cuda, relay::has_cuda);

@@ -34,10 +34,12 @@ def describe_devices() -> list[str]:
 def describe_op(op: str, device: torch.device) -> str:
     """The backend that `op` takes for tensors of `device`, and why not the others."""
     no_native = None if op in NATIVE_OPS else NO_NATIVE
+    if op != "relay_step" and device.type == "cuda":
+        no_native = no_native or "its native code is for the CPU"
     chosen = choose_backend(op, "auto", device, no_native=no_native)
     reasons = {
         "triton": why_not_triton(device) or "its interpreter runs only when backend='triton' asks for it",
-        "native": no_native or why_not_native(device),
+        "native": no_native or why_not_native(device) or "on a CUDA device only if backend='native' asks for it",
     }
     told = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if name != chosen and reason)
     return f"{op:<18} {device.type:<5} {chosen:<10} {told}".rstrip()

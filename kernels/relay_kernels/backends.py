@@ -41,9 +41,12 @@ def why_not_triton(device: torch.device) -> str | None:
 
 def why_not_native(device: torch.device) -> str | None:
     """The reason why the native library cannot run on tensors of `device`, or None when it can."""
-    if device.type != "cpu":
-        return f"the tensors are on {device.type}, not on the CPU"
-    return load_library()[1]
+    if device.type not in ("cpu", "cuda"):
+        return f"the tensors are on {device.type}, neither on the CPU nor on a CUDA device"
+    library, reason = load_library()
+    if reason is None and device.type == "cuda" and not library["has_cuda"]():
+        return "the native library was built without nvcc"
+    return reason
 
 
 def choose_backend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
@@ -13,7 +14,7 @@ from relay_lightning.types import RolloutGroup
 
 
 class Throughput(Callback):
-    """Logs `throughput/tokens_per_s` and `throughput/samples_per_s` of this process with every new rollout.
+    """Logs `throughput/tokens_per_s` and `throughput/samples_per_s` of all processes with every new rollout.
 
     Both divide a rollout by the wall clock from the rollout before it to this one: one round of decoding, judging and
     updating.
@@ -37,10 +38,8 @@ class Throughput(Callback):
         now_s = time.perf_counter()
         elapsed_s, self._groups, self._last_s = now_s - self._last_s, groups, now_s
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
-        num_tokens = sum(completion.num_tokens for completion in completions)
+        own = torch.tensor([sum(completion.num_tokens for completion in completions), len(completions)])
+        num_tokens, num_samples = pl_module.sum_over_ranks(own).tolist()
         pl_module.log_dict(
-            {
-                "throughput/tokens_per_s": num_tokens / elapsed_s,
-                "throughput/samples_per_s": len(completions) / elapsed_s,
-            }
+            {"throughput/tokens_per_s": num_tokens / elapsed_s, "throughput/samples_per_s": num_samples / elapsed_s}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,8 @@ from relay_lightning.callbacks.config_writer import CONFIG_KEY
 from relay_lightning.commands.parser import run_function
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
+from relay_lightning.models.quantization import dequantized
+from relay_lightning.models.settings import LoadSettings
 
 STUDENT_PREFIX = "student."
 """Where the student stands in a module's state."""
@@ -22,8 +25,9 @@ STUDENT_PREFIX = "student."
 def export(ckpt_path: str, output: str, merge: bool = False) -> None:
     """Writes the trained student, its tokenizer and chat template to the folder OUTPUT, as safetensors.
 
-    A student trained with LoRA is written as its adapters alone, or with `--merge true` as a whole model that has
-    them added to its weights.
+    A student trained with LoRA is written as its adapters alone, or with `--merge true` as a whole fp32 model that has
+    them added to its weights. Adapters of a 4-bit student are added to its weights as 4 bits had them: those are the
+    weights that they were trained on.
 
     Args:
         ckpt_path: checkpoint of a run, such as runs/grpo/checkpoints/last.ckpt.
@@ -35,7 +39,8 @@ def export(ckpt_path: str, output: str, merge: bool = False) -> None:
         raise FileExistsError(f"The output folder {folder} exists and is not empty.")
     checkpoint = read_checkpoint(Path(ckpt_path))
     settings = model_settings(checkpoint, ckpt_path)
-    student = load_model(settings["student"], dtype=torch.float32)
+    loading = LoadSettings(**(settings.get("student_loading") or {}))
+    student = load_model(settings["student"], torch.float32, unquantized(loading))
     lora = settings.get("lora")
     if merge and not lora:
         raise ValueError(f"{ckpt_path} was trained without LoRA: there is nothing to merge.")
@@ -43,9 +48,9 @@ def export(ckpt_path: str, output: str, merge: bool = False) -> None:
         add_lora(student, LoRASettings(**lora))
     load_student_weights(student, checkpoint, ckpt_path)
     if merge:
-        student = merged(student, settings["student"])
+        student = merged(student, settings["student"], loading)
     student.save_pretrained(folder, safe_serialization=True)
-    load_tokenizer(settings["student"]).save_pretrained(folder)
+    load_tokenizer(settings["student"], loading).save_pretrained(folder)
     print(f"step {checkpoint['global_step']} of {ckpt_path}: {folder}")
 
 
@@ -74,13 +79,25 @@ def load_student_weights(student: Any, checkpoint: dict[str, Any], ckpt_path: st
     student.load_state_dict(weights, strict=False)
 
 
-def merged(student: Any, student_name: str) -> Any:
-    """The student's own checkpoint with the adapters of `student` added to its weights."""
+def unquantized(loading: LoadSettings) -> LoadSettings:
+    """The same in fp32 and whole: what adapters are put on to be written."""
+    return replace(loading, dtype="fp32", quantization=None)
+
+
+def merged(student: Any, student_name: str, loading: LoadSettings) -> Any:
+    """The student's own checkpoint, fp32, with the adapters of `student` added to its weights.
+
+    Of a quantised student it is the weights that 4 bits stand for.
+    """
     from peft import PeftModel
 
+    if loading.quantization is None:
+        base = load_model(student_name, torch.float32, unquantized(loading))
+    else:
+        base = dequantized(load_model(student_name, None, loading))
     with TemporaryDirectory() as folder:
         student.save_pretrained(folder)
-        return PeftModel.from_pretrained(load_model(student_name, dtype=torch.float32), folder).merge_and_unload()
+        return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
 def main(arguments: list[str]) -> None:

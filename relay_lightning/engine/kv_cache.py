@@ -38,6 +38,11 @@ class SlotKVCache:
         self.num_attended = 0
         """Layers of the announced pass that have attended."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the keys and values of all layers seen so far."""
+        return sum(storage.numel() * storage.itemsize for storage in (*self._keys, *self._values))
+
     def begin(self, slots: Tensor | None, num_new: Tensor, num_tokens: int) -> Tensor:
         """Plans a pass of T = num_tokens tokens a row, of which num_new[i] (0 to T) are real, and advances the lengths.
 
@@ -56,19 +61,18 @@ class SlotKVCache:
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer_index: int, scale: float | None) -> Tensor:
         """Appends the new keys and values, each [N, T, K, D], and returns the attention of `query`, [N, T, H, D]."""
-        # Autocast may leave the rotated queries and keys wider than the values.
-        dtype = values.dtype
+        dtype = _attention_dtype(values)
         self.num_attended += 1
         if layer_index == len(self._keys):
-            self._keys.append(self._storage(values))
-            self._values.append(self._storage(values))
+            self._keys.append(self._storage(values, dtype))
+            self._values.append(self._storage(values, dtype))
         return decode_attention(
             query.to(dtype),
             self._keys[layer_index][:, : self._num_columns],
             self._values[layer_index][:, : self._num_columns],
             self._num_cached,
             new_key=keys.to(dtype),
-            new_value=values,
+            new_value=values.to(dtype),
             num_new=self._num_new,
             slots=self._slots,
             scale=scale,
@@ -89,5 +93,11 @@ class SlotKVCache:
         """Lowers the bound `longest` to what the caller has read back from the device."""
         self.longest = longest
 
-    def _storage(self, like: Tensor) -> Tensor:
-        return like.new_empty(self.num_slots, self.max_length, like.shape[2], like.shape[3])
+    def _storage(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        return like.new_empty((self.num_slots, self.max_length, *like.shape[2:]), dtype=dtype)
+
+
+def _attention_dtype(states: Tensor) -> torch.dtype:
+    """What attention computes with: under autocast it would narrow wider states at every step anew."""
+    device_type = states.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states.dtype

@@ -56,6 +56,11 @@ class LocalEngine:
     def lengths(self) -> Tensor:
         return self._cache.lengths
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values that are allocated."""
+        return self._cache.num_bytes
+
     @contextmanager
     def session(self) -> Iterator[None]:
         """No gradients, no dropout, attention over slots; afterwards each submodule is as it was."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from relay_lightning.models.quantization import is_quantized
+
 
 def check_supported(model: PreTrainedModel) -> None:
     """Raises ValueError with the reason when `model` does not attend to all tokens through a plain key/value cache."""
@@ -20,6 +22,17 @@ def check_supported(model: PreTrainedModel) -> None:
     if layer_types - {"full_attention"} or (window is not None and not layer_types):
         kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"a sliding window of {window} tokens"
         raise ValueError(f"{name} has {kinds}; relay decoding needs full attention in every layer")
+
+
+def describe(model: PreTrainedModel) -> str:
+    """One line: size, number formats, attention, bytes."""
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return (
+        f"{model.num_parameters() / 1e6:,.1f} M parameters ({num_trained / 1e6:,.1f} M trained), "
+        f"{'nf4, ' if is_quantized(model) else ''}{dtype}, attention {model.config._attn_implementation}, "
+        f"{model.get_memory_footprint() / 1e9:.2f} GB"
+    )
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from relay_lightning.models.architecture import check_supported
+from relay_lightning.models.published import published_config_folder
+from relay_lightning.models.quantization import keep_trainable, nf4_arguments
+from relay_lightning.models.settings import DEFAULT, FLASH_ATTENTION, LoadSettings
 
 TINY_PREFIX = "tiny:"
 TINY_NAMES = ("student", "warm-student", "teacher")
@@ -32,31 +43,85 @@ def resolve_checkpoint(name: str) -> str:
     return name
 
 
-def load_model(name: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The causal language model `name`, on the CPU, in `dtype` or, by default, the one that its config names.
+def load_model(
+    name: str,
+    dtype: torch.dtype | None = None,
+    settings: LoadSettings = DEFAULT,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """The causal language model `name` on `device`, as `settings` say.
 
-    Opens safetensors only and runs no code that comes with a model. Raises as `resolve_checkpoint` does, ValueError
-    for an architecture that the relay cannot run, and RuntimeError, with the reason, when the model cannot be opened.
+    dtype: where the settings name none; None takes the one of the model's config. Opens safetensors only, and runs no
+    code that comes with a model unless the settings allow it. Raises as `resolve_checkpoint` does, ValueError for an
+    architecture that the relay cannot run, and RuntimeError, with the reason, when the model cannot be opened so.
     """
     path = resolve_checkpoint(name)
-    chosen = "auto" if dtype is None else dtype
-    model = _open(AutoModelForCausalLM.from_pretrained, "model", name, path, dtype=chosen, use_safetensors=True)
+    chosen = settings.torch_dtype or dtype
+    options: dict[str, Any] = {"attn_implementation": attention_backend(name, settings)}
+    if settings.quantization == "nf4":
+        chosen = chosen or _own_dtype(name, path, settings)
+        options |= nf4_arguments(name, chosen, torch.device(device))
+    model = _open(
+        AutoModelForCausalLM.from_pretrained,
+        "model",
+        name,
+        path,
+        settings,
+        dtype="auto" if chosen is None else chosen,
+        use_safetensors=True,
+        **options,
+    )
     check_supported(model)
-    return model
+    if settings.quantization == "nf4":
+        keep_trainable(model)
+    return model.to(device)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedTokenizerBase:
     """The tokenizer of `name`. Raises as `load_model` does."""
-    return _open(AutoTokenizer.from_pretrained, "tokenizer", name, resolve_checkpoint(name))
+    return _open(AutoTokenizer.from_pretrained, "tokenizer", name, resolve_checkpoint(name), settings)
 
 
-def _open(opener: Any, what: str, name: str, path: str, **kwargs: Any) -> Any:
+def load_config(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedConfig:
+    """The architecture of `name`, without its weights; the published Qwen3 ones need no network.
+
+    Raises as `load_model` does.
+    """
+    path = published_config_folder(name) or resolve_checkpoint(name)
+    return _open(AutoConfig.from_pretrained, "model", name, str(path), settings)
+
+
+def attention_backend(name: str, settings: LoadSettings) -> str:
+    """The attention that `settings` come to. Raises RuntimeError if flash-attn is asked for and absent."""
+    if settings.attention == FLASH_ATTENTION and find_spec("flash_attn") is None:
+        raise RuntimeError(
+            f"The model {name!r} is to use attention: {FLASH_ATTENTION}, but flash-attn is not installed; "
+            "pip install 'relay-lightning[flash-attn]' on a machine with CUDA, or set attention: sdpa."
+        )
+    return "sdpa" if settings.attention == "auto" else settings.attention
+
+
+def _own_dtype(name: str, path: str, settings: LoadSettings) -> torch.dtype:
+    """The dtype that the model's config names; fp32 where it names none."""
+    config = _open(AutoConfig.from_pretrained, "model", name, path, settings)
+    return config.dtype or torch.float32
+
+
+def _open(opener: Any, what: str, name: str, path: str, settings: LoadSettings, **kwargs: Any) -> Any:
     try:
-        return opener(path, trust_remote_code=False, **kwargs)
+        return opener(path, trust_remote_code=settings.trust_remote_code, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        hint = "" if Path(path).is_dir() else " It is not a local folder, so a model hub was asked."
-        raise RuntimeError(f"The {what} {name!r} cannot be opened.{hint} Reason: {reason}") from error
+        raise RuntimeError(_why_not_opened(what, name, path, error)) from error
+
+
+def _why_not_opened(what: str, name: str, path: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if Path(path).is_dir():
+        return f"The {what} {name!r} cannot be opened. Reason: {reason}"
+    return (
+        f"The {what} {name!r} is not a local folder, and the model hub did not give it; without network, name the "
+        f"folder that holds its config.json and safetensors, such as ./{name.rpartition('/')[2]}. Reason: {reason}"
+    )
 
 
 def _existing_folder(name: str, folder: Path) -> str:

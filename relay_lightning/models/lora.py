@@ -22,7 +22,12 @@ class LoRASettings:
 
 
 def add_lora(model: PreTrainedModel, settings: LoRASettings) -> None:
-    """Adds fresh adapters to `model` in place and freezes everything else. They change nothing until trained."""
+    """Adds fresh fp32 adapters to `model` in place and freezes everything else. They change nothing until trained.
+
+    The frozen weights stay in the dtype they have, norms and embeddings included: no step is ever added to them, and
+    norms compute in fp32 inside. PEFT's own preparation for 4 bits would double the embeddings for nothing. Adapters
+    are fp32 whatever the base is, since the steps of an optimiser are lost in bf16.
+    """
     from peft import LoraConfig
 
     model.add_adapter(
@@ -34,6 +39,9 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings) -> None:
             target_modules=settings.target_modules,
         )
     )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from relay_lightning.data.chat_template import make_prompt
@@ -16,11 +17,15 @@ from relay_lightning.data.loader import read_position
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.models.architecture import describe
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
+from relay_lightning.models.settings import LoadSettings
 from relay_lightning.modules.metrics import add_ratios, answer_ratios, completion_ratios, divide
 from relay_lightning.modules.precision import decoding_precision
+from relay_lightning.modules.processes import gather_tensors
 from relay_lightning.modules.randomness import seeded
+from relay_lightning.modules.step_metrics import StepMetrics
 from relay_lightning.pair import build_decoder
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.rewards.answers import AnswerStatus, judge_answer
@@ -41,6 +46,8 @@ class RelayModule(LightningModule):
         *,
         student: str,
         teacher: str | None,
+        student_loading: LoadSettings,
+        teacher_loading: LoadSettings,
         num_slots: int,
         max_completion_tokens: int,
         max_calls: int | None,
@@ -53,8 +60,15 @@ class RelayModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None,
     ) -> None:
         super().__init__()
+        if student_loading.quantization is not None and lora is None:
+            raise ValueError(
+                f"student_loading.quantization is {student_loading.quantization}, whose weights cannot be trained; "
+                "set lora as well, or quantization: null."
+            )
         self.student_name = student
         self.teacher_name = teacher
+        self.student_loading = student_loading
+        self.teacher_loading = teacher_loading
         self.num_slots = num_slots
         self.max_completion_tokens = max_completion_tokens
         self.max_calls = max_calls
@@ -71,6 +85,7 @@ class RelayModule(LightningModule):
         """The student's tokenizer, from `setup` on."""
         self._decoder: RelayDecoder | None = None
         self._evaluated: dict[str, tuple[float, float]] = {}
+        self._step_metrics = StepMetrics()
 
     @property
     def strict_loading(self) -> bool:
@@ -80,18 +95,29 @@ class RelayModule(LightningModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Loads the student's tokenizer."""
         if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self.student_name)
+            self.tokenizer = load_tokenizer(self.student_name, self.student_loading)
 
     def configure_model(self) -> None:
-        """Loads the student, in fp32 master weights, with fresh adapters if there are to be any."""
+        """Loads the student, with fresh adapters if there are to be any."""
         if self.student is not None:
             return
-        student = load_model(self.student_name, dtype=torch.float32)
+        student = self.load_untrained_student()
         if self.lora is not None:
             add_lora(student, self.lora)
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
         self.student = student.train()
+        rank_zero_info(f"student {self.student_name}: {describe(student)}")
+
+    def load_untrained_student(self) -> Any:
+        """The student as training finds it, without adapters: on this process's device if it is quantised there."""
+        is_quantized = self.student_loading.quantization is not None
+        return load_model(
+            self.student_name,
+            None if is_quantized else torch.float32,
+            self.student_loading,
+            self._own_device if is_quantized else "cpu",
+        )
 
     @property
     def decoder(self) -> RelayDecoder:
@@ -123,6 +149,23 @@ class RelayModule(LightningModule):
         """Around the forward pass of a training step: its dropout depends on the step and on nothing before it."""
         position = read_position(self.trainer)
         return seeded(self.device, "dropout", self.seed, self.global_rank, position.epoch, position.batch_index)
+
+    def log_step(
+        self,
+        batch_index: int,
+        loss: Tensor,
+        metrics: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Collects a micro-batch's loss and metrics; logs those of the optimiser step, of all processes, with its last.
+
+        `weights`: what each metric weighs beside other micro-batches. Raises RuntimeError if the loss is not finite.
+        """
+        require_finite(loss.detach(), "loss", self.global_step)
+        self._step_metrics.add({"loss": loss, **(metrics or {})}, {"loss": torch.ones_like(loss), **(weights or {})})
+        if (batch_index + 1) % self.trainer.accumulate_grad_batches == 0:
+            for name, value in self._step_metrics.reduce(self.gather).items():
+                self.log(name, value, prog_bar=name == "loss")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         """Logs the gradient norm, and stops before a gradient that is not finite can reach the weights."""
@@ -166,12 +209,11 @@ class RelayModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves weights that are not trained out of the checkpoint."""
-        # Tied weights have several names.
+        # Tied weights have several names; a quantised weight brings tables that are neither parameter nor buffer.
         parameters = self.named_parameters(remove_duplicate=False)
-        frozen = {name for name, parameter in parameters if not parameter.requires_grad}
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
-        }
+        kept = {name for name, parameter in parameters if parameter.requires_grad}
+        kept.update(name for name, _ in self.named_buffers())
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError, naming a weight, when the checkpoint is not of this student."""
@@ -184,14 +226,24 @@ class RelayModule(LightningModule):
                     f"but shape {list(parameter.shape)} is needed."
                 )
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """A tensor of every process, stacked by rank, on the CPU."""
+        return gather_tensors(tensor.to(self.device)).cpu()
+
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum of a CPU tensor over all processes."""
         return self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum").cpu()
 
+    @property
+    def _own_device(self) -> torch.device:
+        """Where the module is, or is about to be moved."""
+        return self.device if self._trainer is None else self.trainer.strategy.root_device
+
     def _build_decoder(self) -> RelayDecoder:
         teacher = None
         if self.teacher_name is not None:
-            teacher = load_model(self.teacher_name).to(self.device).requires_grad_(False)
+            teacher = load_model(self.teacher_name, None, self.teacher_loading, self.device).requires_grad_(False)
+            rank_zero_info(f"teacher {self.teacher_name}: {describe(teacher)}")
         return build_decoder(self.student, self.tokenizer, teacher, self.teacher_name, num_slots=self.num_slots)
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:

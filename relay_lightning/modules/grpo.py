@@ -14,14 +14,16 @@ from relay_lightning.data.collate import TeacherTokens, make_train_batches
 from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
-from relay_lightning.modules.base import RelayModule, require_finite
+from relay_lightning.models.settings import DEFAULT, LoadSettings
+from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
 from relay_lightning.modules.precision import decoding_precision
+from relay_lightning.modules.processes import gather_in_turn, gather_objects
 from relay_lightning.modules.reference import ReferencePolicy
-from relay_lightning.modules.rollout_buffer import RolloutBuffer, gather_states
+from relay_lightning.modules.rollout_buffer import RolloutBuffer
 from relay_lightning.modules.rollouts import DecodeSettings, RewardSettings, RolloutSampler, Sample
-from relay_lightning.objectives.grpo import grpo_loss
+from relay_lightning.objectives.grpo import LossOutput, grpo_loss
 from relay_lightning.types import RolloutGroup, TrainBatch
 
 ROLLOUT_KEY = "rollouts"
@@ -38,6 +40,8 @@ class GRPOModule(RelayModule):
     Args:
         student: checkpoint to train: a folder, a hub id, or `tiny:warm-student`.
         teacher: checkpoint of the frozen teacher; null trains teacher-free (plain GRPO).
+        student_loading: number format, quantisation and attention of the student.
+        teacher_loading: the same of the teacher.
         group_size: completions per prompt.
         num_slots: rows decoded together.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
@@ -69,7 +73,7 @@ class GRPOModule(RelayModule):
         dynamic_sampling: sampling rounds to replace groups whose rewards are all equal; 0 keeps them.
         overlong_buffer: tokens before the budget over which a soft penalty grows to -1; 0 is off.
         mask_truncated_completions: do not train on completions that used the whole budget.
-        lora: train adapters of this shape; null trains all weights.
+        lora: train adapters of this shape; null trains all weights, which a quantised student cannot.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         seed: of the samples.
         optimizer: from the trained parameters to an optimiser.
@@ -81,6 +85,8 @@ class GRPOModule(RelayModule):
         *,
         student: str = "tiny:warm-student",
         teacher: str | None = "tiny:teacher",
+        student_loading: LoadSettings = DEFAULT,
+        teacher_loading: LoadSettings = DEFAULT,
         group_size: int = 8,
         num_slots: int = 128,
         max_completion_tokens: int = 192,
@@ -129,6 +135,8 @@ class GRPOModule(RelayModule):
         super().__init__(
             student=student,
             teacher=teacher,
+            student_loading=student_loading,
+            teacher_loading=teacher_loading,
             num_slots=num_slots,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
@@ -188,7 +196,10 @@ class GRPOModule(RelayModule):
             self._buffer = RolloutBuffer(batch.rollout_index, train_batches, self.rollout_metrics(samples, groups))
             self.last_groups = groups
         self._update_started_s = time.perf_counter()
-        return self.loss(self._buffer.micro_batch(batch).to(self.device))
+        output = self.loss(self._buffer.micro_batch(batch).to(self.device))
+        self.log_step(batch.batch_index, output.loss, output.metrics, output.num_tokens)
+        self.log_rollout()
+        return output.loss
 
     @property
     def sampler(self) -> RolloutSampler:
@@ -199,7 +210,8 @@ class GRPOModule(RelayModule):
                 self.decoding,
                 self.rewards,
                 max_sampling_rounds=1 + self.dynamic_sampling,
-                gather=self._gather if self.trainer.world_size > 1 else None,
+                gather=self.gather,
+                gather_samples=gather_in_turn,
                 rank=self.global_rank,
             )
         return self._sampler
@@ -226,26 +238,17 @@ class GRPOModule(RelayModule):
             for batch, (num_loss_tokens, num_rollouts) in zip(batches, self.sum_over_ranks(counts), strict=True)
         ]
 
-    def loss(self, batch: TrainBatch) -> Tensor:
-        """The loss of a micro-batch, scaled so that the micro-batches of an optimiser step average to its loss.
-
-        Raises RuntimeError if it is not finite.
-        """
+    def loss(self, batch: TrainBatch) -> LossOutput:
+        """The loss of a micro-batch, scaled so that the micro-batches of an optimiser step average to its loss."""
         with self.step_randomness():
             policy = token_log_probs(self.student, batch.token_ids, batch.loss_mask, self.decoding.student.temperature)
-        output = grpo_loss(
+        return grpo_loss(
             policy.log_probs,
             batch,
             entropy=policy.entropy,
             num_micro_batches=self.trainer.accumulate_grad_batches * self.trainer.world_size,
             **self.loss_options,
         )
-        require_finite(output.loss.detach(), "loss", self.global_step)
-        self.log_dict(output.metrics, sync_dist=self.trainer.world_size > 1)
-        self.log("loss", output.loss.detach(), sync_dist=self.trainer.world_size > 1)
-        for name, value in self._buffer.metrics.items():
-            self.log(name, value, prog_bar=name in PROGRESS_BAR)
-        return output.loss
 
     def rollout_metrics(self, samples: list[Sample], groups: list[RolloutGroup]) -> dict[str, float]:
         """What is logged of a rollout, over all processes."""
@@ -262,13 +265,18 @@ class GRPOModule(RelayModule):
         }
         return divide(ratios, self.sum_over_ranks)
 
+    def log_rollout(self) -> None:
+        """Logs the figures of the rollout in use."""
+        for name, value in self._buffer.metrics.items():
+            self.log(name, value, prog_bar=name in PROGRESS_BAR)
+
     def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:  # noqa: ARG002
         self.log("time/update_s", time.perf_counter() - self._update_started_s)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the rollout in use, so that a run interrupted between two steps on it goes on exactly."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[ROLLOUT_KEY] = gather_states(self._buffer)
+        checkpoint[ROLLOUT_KEY] = gather_objects(self._buffer.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -288,13 +296,9 @@ class GRPOModule(RelayModule):
         if self._reference is None:
             self._reference = ReferencePolicy(
                 self.student,
-                self.student_name,
+                self.load_untrained_student,
                 has_adapters=self.lora is not None,
                 temperature=self.decoding.student.temperature,
             )
         batch = batch.to(self.device)
         return self._reference.log_probs(batch.token_ids, batch.loss_mask).cpu()
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        """A CPU tensor of every process, stacked by rank."""
-        return self.trainer.strategy.all_gather(tensor.to(self.device)).cpu()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import adapters_off
 from relay_lightning.modules.log_probs import token_log_probs
 
@@ -20,13 +20,16 @@ class ReferencePolicy:
     that a resumed run compares with the same policy as the run it continues.
     """
 
-    def __init__(self, student: Any, student_name: str, *, has_adapters: bool, temperature: float) -> None:
+    def __init__(
+        self, student: Any, load_initial: Callable[[], Any], *, has_adapters: bool, temperature: float
+    ) -> None:
+        """load_initial: reads the initial student; called only without adapters."""
         self._temperature = temperature
         self._has_adapters = has_adapters
         if has_adapters:
             self._model = student
         else:
-            self._model = load_model(student_name, dtype=student.dtype).to(student.device).eval()
+            self._model = load_initial().to(device=student.device, dtype=student.dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
     def log_probs(self, token_ids: Tensor, mask: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from relay_lightning.data.collate import train_batches_from_plain, train_batches_to_plain
 from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.types import TrainBatch
@@ -30,7 +28,8 @@ class RolloutBuffer:
         if batch.rollout_index != self.rollout_index or batch.num_micro_batches != len(self.train_batches):
             raise RuntimeError(
                 f"Micro-batch {batch.micro_batch_index} of {batch.num_micro_batches} of rollout {batch.rollout_index} "
-                f"is next, but rollout {self.rollout_index} with {len(self.train_batches)} micro-batches is at hand."
+                f"is next, but rollout {self.rollout_index} with {len(self.train_batches)} micro-batches is at hand. "
+                "A run saved in the middle of a rollout goes on with the same number of processes."
             )
         return self.train_batches[batch.micro_batch_index]
 
@@ -46,13 +45,3 @@ class RolloutBuffer:
     def from_state_dict(cls, state: dict[str, Any]) -> RolloutBuffer:
         """The inverse of `state_dict`."""
         return cls(state["rollout_index"], train_batches_from_plain(state["train_batches"]), state["metrics"])
-
-
-def gather_states(buffer: RolloutBuffer) -> list[dict[str, Any]]:
-    """The buffers' states of all processes, by rank; every process must take part."""
-    state = buffer.state_dict()
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [state]
-    states = [state] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states

@@ -81,7 +81,8 @@ class RolloutSampler:
     """Decodes, judges and scores the completions of a rollout.
 
     `gather` turns an [R, N] tensor of this process into the [W, R, N] tensors of all W processes; it is used for
-    rewards that are scaled over the whole batch.
+    rewards that are scaled over the whole batch. `gather_samples` turns this process's samples of a sampling round,
+    which are every W-th, into those of all; it is used for dynamic sampling.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class RolloutSampler:
         *,
         max_sampling_rounds: int = 1,
         gather: Callable[[Tensor], Tensor] | None = None,
+        gather_samples: Callable[[list[Sample]], list[Sample]] = list,
         rank: int = 0,
     ) -> None:
         self._decoder = decoder
@@ -99,6 +101,7 @@ class RolloutSampler:
         self._rewards = rewards
         self._max_sampling_rounds = max_sampling_rounds
         self._gather = gather
+        self._gather_samples = gather_samples
         self._rank = rank
         self.cost = RolloutCost()
         """Of the rollout decoded last."""
@@ -108,18 +111,21 @@ class RolloutSampler:
 
         With dynamic sampling (DAPO), prompts whose completions all earn the same reward teach nothing: they are
         replaced by prompts of further rounds. Where the rounds do not suffice, some of them fill the batch up, so that
-        its size never changes.
+        its size never changes. All processes choose together what one process would, and share it out.
         """
         self.cost = RolloutCost()
-        samples = self._sample_round(batch, 0)
-        num_prompts = len(samples)
-        useful, flat = self._split(samples) if self._max_sampling_rounds > 1 else (samples, [])
+        own = self._sample_round(batch, 0)
+        if self._max_sampling_rounds == 1:
+            return own
+        samples = self._gather_samples(own)
+        num_prompts, num_processes = len(samples), len(samples) // len(own)
+        useful, flat = self._split(samples)
         for sampling_round in range(1, self._max_sampling_rounds):
             if len(useful) >= num_prompts:
                 break
-            more, more_flat = self._split(self._sample_round(batch, sampling_round))
+            more, more_flat = self._split(self._gather_samples(self._sample_round(batch, sampling_round)))
             useful, flat = useful + more, flat + more_flat
-        return (useful + flat)[:num_prompts]
+        return (useful + flat)[:num_prompts][self._rank :: num_processes]
 
     def score(self, samples: Sequence[Sample]) -> list[RolloutGroup]:
         """Rewards and advantages of the rollout, decided within each prompt's group."""

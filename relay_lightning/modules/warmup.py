@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from relay_lightning.data.sft import SelfSample, SFTBatch
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import LoRASettings
-from relay_lightning.modules.base import RelayModule, require_finite
+from relay_lightning.models.settings import DEFAULT, LoadSettings
+from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.processes import gather_in_turn
 from relay_lightning.modules.self_samples import (
     draw_self_samples,
     fingerprint,
@@ -40,6 +42,8 @@ class WarmupModule(RelayModule):
     Args:
         student: checkpoint to train: a folder, a hub id, or `tiny:student`.
         teacher: checkpoint that answers calls in validation; null validates teacher-free.
+        student_loading: number format, quantisation and attention of the student.
+        teacher_loading: the same of the teacher.
         num_slots: rows decoded together.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the self-sampled completions.
@@ -51,7 +55,7 @@ class WarmupModule(RelayModule):
         max_call_tokens: longest span that one call can get in validation; null sets no limit.
         eos_policy: what the teacher's end of sequence does in validation.
         cache_dir: folder that keeps the self-sampled completions.
-        lora: train adapters of this shape; null trains all weights.
+        lora: train adapters of this shape; null trains all weights, which a quantised student cannot.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         seed: of the samples.
         optimizer: from the trained parameters to an optimiser.
@@ -63,6 +67,8 @@ class WarmupModule(RelayModule):
         *,
         student: str = "tiny:student",
         teacher: str | None = "tiny:teacher",
+        student_loading: LoadSettings = DEFAULT,
+        teacher_loading: LoadSettings = DEFAULT,
         num_slots: int = 128,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
@@ -83,6 +89,8 @@ class WarmupModule(RelayModule):
         super().__init__(
             student=student,
             teacher=teacher,
+            student_loading=student_loading,
+            teacher_loading=teacher_loading,
             num_slots=num_slots,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
@@ -105,8 +113,7 @@ class WarmupModule(RelayModule):
             log_probs = token_log_probs(self.student, token_ids, loss_mask).log_probs
         num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss = sft_loss(log_probs, loss_mask, batch.num_step_loss_tokens, num_micro_batches)
-        require_finite(loss.detach(), "loss", self.global_step)
-        self.log("loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        self.log_step(batch.batch_index, loss)
         return loss
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
@@ -124,13 +131,17 @@ class WarmupModule(RelayModule):
 
         The untrained student is read afresh, so that a resumed run gets the samples of the run that it continues.
         """
-        student = load_model(self.student_name, dtype=torch.float32).to(self.device)
+        student = self.load_untrained_student().to(self.device)
         identity = fingerprint(
             student.state_dict(), prompts, self.sampling, samples_per_prompt=self.samples_per_prompt, seed=self.seed
         )
         path = self.cache_dir / f"{identity}.jsonl"
-        if self.trainer.is_global_zero and not path.exists():
-            write_self_samples(path, self._draw(student, prompts))
+        if not self.trainer.strategy.broadcast(path.exists()):  # one process decides, so that all draw or none
+            own = self._draw(student, prompts[self.global_rank :: self.trainer.world_size])
+            size = self.samples_per_prompt
+            by_prompt = gather_in_turn([own[start : start + size] for start in range(0, len(own), size)])
+            if self.trainer.is_global_zero:
+                write_self_samples(path, list(chain.from_iterable(by_prompt)))
         self.trainer.strategy.barrier("self_sample")
         return read_self_samples(path)
 

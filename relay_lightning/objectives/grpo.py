@@ -33,9 +33,9 @@ class LossOutput:
     loss: torch.Tensor
     """[] fp32: the loss, scaled as docs/numerics.md says; its mean over the step's micro-batches is the step's loss."""
     metrics: dict[str, torch.Tensor]
-    """Detached scalars under TRL's names: means over this micro-batch's loss tokens unless the name says max or min."""
-    num_loss_tokens: torch.Tensor
-    """[] fp32: loss tokens of this micro-batch, the weight of its means."""
+    """Detached scalars under TRL's names: means over tokens of this micro-batch unless the name says max or min."""
+    num_tokens: dict[str, torch.Tensor]
+    """[] fp32 for each metric: the tokens that it is over, its weight beside other micro-batches."""
 
 
 def grpo_loss(
@@ -91,9 +91,11 @@ def grpo_loss(
         per_token_loss = torch.where(student_mask, per_token_loss, shaped_imitation(log_probs, advantages))
 
     metrics = clip_metrics(ratio, advantages, ratio_mask, loss_type, epsilon, epsilon_high)
+    num_tokens = dict.fromkeys(metrics, ratio_mask.sum().float())
     metrics |= sampling_metrics(log_probs, batch.old_log_probs, batch.rollout_log_probs, student_mask)
     if rollout_is_mode != "none":
         metrics |= extremes("sampling/importance_sampling_ratio", weights, student_mask)
+    num_tokens = dict.fromkeys(metrics, student_mask.sum().float()) | num_tokens
     if entropy is not None:
         metrics["entropy"] = masked_mean(entropy, loss_mask)
     if batch.reference_log_probs is not None:
@@ -110,7 +112,8 @@ def grpo_loss(
         max_completion_tokens=max_completion_tokens,
         num_micro_batches=num_micro_batches,
     )
-    return LossOutput(loss, metrics, loss_mask.sum().float())
+    num_tokens = dict.fromkeys(metrics, loss_mask.sum().float()) | num_tokens
+    return LossOutput(loss, metrics, num_tokens)
 
 
 def _masks(batch: TrainBatch, teacher_tokens: TeacherTokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

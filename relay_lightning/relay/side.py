@@ -18,8 +18,8 @@ from relay_lightning.engine.sampling import SamplingParams
 
 MAX_CHUNK_TOKENS = 16384
 """Tokens of one chunk pass, padding included: bounds its activations."""
-CHUNK_COST = 64
-"""What a pass costs beyond its tokens, in tokens. Measured 40 to 60 for the embedded pair on a CPU; about 100 are to be
+CHUNK_COST = 100
+"""What a pass costs beyond its tokens, in tokens. Measured about 100 for the embedded pair on a CPU; as many are to be
 expected of an 8 B model on a GPU, whose weights take as long to read as that many tokens to compute."""
 
 

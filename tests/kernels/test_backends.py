@@ -39,6 +39,15 @@ def test_auto_takes_the_library_on_a_cpu_where_it_was_built_and_the_op_is_in_it(
         choose_backend("op", "native", CPU, no_native=None)
 
 
+def test_the_library_runs_on_cuda_tensors_only_when_asked_for_and_built_with_nvcc(monkeypatch):
+    monkeypatch.setattr(backends, "load_library", lambda: ({"has_cuda": lambda: True}, None))
+    assert choose_backend("op", "native", CUDA, no_native=None) == "native"
+    assert choose_backend("op", "auto", CUDA, no_native=None) != "native"
+    monkeypatch.setattr(backends, "load_library", lambda: ({"has_cuda": lambda: False}, None))
+    with pytest.raises(RuntimeError, match=r"'native' of op cannot run: .* without nvcc"):
+        choose_backend("op", "native", CUDA, no_native=None)
+
+
 def test_a_missing_or_damaged_library_is_a_reason_and_not_a_crash(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "find_library", lambda: None)
     assert "was not built" in native.load_library.__wrapped__()[1]

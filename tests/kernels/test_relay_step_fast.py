@@ -11,6 +11,7 @@ import os
 import pytest
 import torch
 from native_library import needs_library
+from relay_kernels.backends import why_not_native
 from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, philox_uniform, relay_step
 from relay_kernels.relay_step.sampling import keep_most_probable
 
@@ -18,19 +19,27 @@ STUDENT, TEACHER = int(RowStatus.STUDENT), int(RowStatus.TEACHER)
 MAX_TOKENS = 12
 LOG_PROBS = ("log_probs", "sampling_log_probs")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = ["triton"] if INTERPRETED else [pytest.param("native", marks=needs_library)]
+CASES = [("triton", "cpu")] if INTERPRETED else [pytest.param(("native", "cpu"), marks=needs_library)]
 if torch.cuda.is_available() and not INTERPRETED:
-    BACKENDS.append(pytest.param("triton", marks=pytest.mark.gpu))
+    no_cuda = str(why_not_native(torch.device("cuda")))
+    skip = pytest.mark.skipif(no_cuda != "None", reason=no_cuda)
+    CASES.append(pytest.param(("triton", "cuda"), marks=pytest.mark.gpu))
+    CASES.append(pytest.param(("native", "cuda"), marks=[pytest.mark.gpu, skip]))
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request):
     return request.param
 
 
 @pytest.fixture
-def device(backend):
-    return torch.device("cuda" if backend == "triton" and not INTERPRETED else "cpu")
+def backend(case):
+    return case[0]
+
+
+@pytest.fixture
+def device(case):
+    return torch.device(case[1])
 
 
 def make_state(num_slots, device, *, status=None, seed=0, can_call=True):

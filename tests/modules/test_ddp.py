@@ -1,55 +1,109 @@
-"""Two processes train as one does."""
+"""Several processes train as one does on the same global batch: only the order of sums differs."""
 
 from __future__ import annotations
 
-import ast
-import os
-import subprocess
-import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_processes import Seen, Training, final_checkpoint, train, train_all
 
-PROGRAM = Path(__file__).with_name("ddp_training.py")
+EVERYTHING = {"prompts_per_rollout": 8, "steps_per_rollout": 2}
+"""All problems in a rollout, whole groups in every step of each of up to 4 processes."""
 
 
-def train(pair: Any, num_processes: int, stage: str, saves: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """The last checkpoint and the metrics of a run in a program of its own."""
-    command = [
-        sys.executable,
-        str(PROGRAM),
-        pair.student,
-        pair.teacher,
-        pair.problems,
-        str(num_processes),
-        stage,
-        str(saves),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("metrics "))
-    return torch.load(saves / "step=3.ckpt", weights_only=True), ast.literal_eval(line.removeprefix("metrics "))
+def assert_same_run(alone: Training, together: Training, seen_alone: list[Seen], seen_together: list[Seen]) -> None:
+    """The same samples, weights and logged figures, on every process."""
+    samples = [sample for seen in seen_together for sample in seen.samples]
+    assert sorted(samples) == sorted(seen_alone[0].samples)
+    for seen in seen_together:
+        assert len(seen.metrics) == alone.max_steps
+        for metrics, expected in zip(seen.metrics, seen_alone[0].metrics, strict=True):
+            assert global_figures(metrics) == pytest.approx(global_figures(expected), rel=1e-3, abs=2e-5)
+    torch.testing.assert_close(
+        final_checkpoint(together)["state_dict"], final_checkpoint(alone)["state_dict"], rtol=1e-4, atol=1e-5
+    )
+
+
+def global_figures(metrics: dict[str, float]) -> dict[str, float]:
+    """All that was logged, of speed only what the clock has no part in."""
+    figures = {name: value for name, value in metrics.items() if not name.startswith(("time/", "throughput/"))}
+    if "throughput/samples_per_s" in metrics:
+        figures["tokens_per_sample"] = metrics["throughput/tokens_per_s"] / metrics["throughput/samples_per_s"]
+    return figures
+
+
+def compare(trainings: list[Training], num_processes: int) -> None:
+    alone = [replace(training, folder=training.folder / "alone") for training in trainings]
+    together = [replace(training, folder=training.folder / "together") for training in trainings]
+    seen_alone, seen_together = train_all(alone, 1), train_all(together, num_processes)
+    for runs in zip(alone, together, seen_alone, seen_together, strict=True):
+        assert_same_run(*runs)
+
+
+def test_two_processes_take_the_steps_of_one(small_pair: Any, tmp_path: Path) -> None:
+    options = {"scale_rewards": "batch", "beta": 0.1}
+    compare([Training(small_pair, tmp_path, module=options, data=EVERYTHING, max_steps=2)], 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["grpo", "warmup"])
-def test_two_processes_take_the_steps_of_one(small_pair: Any, tmp_path: Path, stage: str) -> None:
-    """Same prompts, same samples, same normalisers: only the order of sums differs."""
-    alone, alone_metrics = train(small_pair, 1, stage, tmp_path / "one")
-    together, together_metrics = train(small_pair, 2, stage, tmp_path / "two")
-    torch.testing.assert_close(together["state_dict"], alone["state_dict"], rtol=1e-4, atol=1e-5)
-    for name in ("val/accuracy", "val/call_ratio", "reward", "reward_std", "relay/call_ratio"):
-        assert together_metrics.get(name) == pytest.approx(alone_metrics.get(name), abs=2e-3)
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_take_the_steps_of_one_whatever_the_loss(small_pair: Any, tmp_path: Path, num_processes: int) -> None:
+    """bnpo is not here: it averages over each micro-batch's own tokens, so it depends on how a batch is divided."""
+    trainings = [
+        Training(
+            small_pair,
+            tmp_path / f"{loss_type}-{scale_rewards}",
+            module={"loss_type": loss_type, "scale_rewards": scale_rewards, "epsilon_high": 5.0, "delta": None},
+            data=EVERYTHING,
+        )
+        for loss_type, scale_rewards in product(("dapo", "grpo", "dr_grpo", "cispo"), ("group", "batch"))
+    ]
+    compare(trainings, num_processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_take_the_steps_of_one_whatever_the_options(
+    small_pair: Any, tmp_path: Path, num_processes: int
+) -> None:
+    variants: dict[str, dict[str, Any]] = {
+        "accumulated": {"data": {"prompts_per_rollout": 8}, "accumulate": 2},
+        "dynamic": {"data": {"prompts_per_rollout": 4}, "module": {"dynamic_sampling": 2}},
+        "luffy": {"data": EVERYTHING, "module": {"teacher_tokens": "luffy"}},
+        "recomputed": {
+            "data": EVERYTHING,
+            "module": {"old_log_probs": "recompute", "rollout_is_mode": "token_truncate", "overlong_buffer": 8},
+        },
+        "warm-up": {"stage": "warmup", "data": {"batch_size": 8}, "accumulate": 2},
+        "validated": {"trainer": {"limit_val_batches": 1.0, "val_check_interval": 1}, "data": {"eval_batch_size": 3}},
+    }
+    compare([Training(small_pair, tmp_path / name, **options) for name, options in variants.items()], num_processes)
+
+
+def test_the_samples_are_of_uneven_length(small_pair: Any, tmp_path: Path) -> None:
+    """The premise of the tests above: with equal lengths, wrong normalisers would go unseen."""
+    (seen,) = train(Training(small_pair, tmp_path, data=EVERYTHING, max_steps=1))
+    assert len({len(token_ids) for _, _, token_ids in seen.samples}) > 5
 
 
 @pytest.mark.slow
 def test_two_processes_resume_in_the_middle_of_a_rollout(small_pair: Any, tmp_path: Path) -> None:
-    whole, _ = train(small_pair, 2, "grpo", tmp_path)
-    assert len(whole["rollouts"]) == 2
-    for step in (2, 3):
-        (tmp_path / f"step={step}.ckpt").unlink()
-    resumed, _ = train(small_pair, 2, "grpo", tmp_path)
-    torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=1e-6, atol=1e-7)
+    """The rollout in use of each process is in the checkpoint."""
+    whole = Training(
+        small_pair, tmp_path / "whole", data={"steps_per_rollout": 2}, accumulate=2, max_steps=4, module={"beta": 0.1}
+    )
+    resumed = [
+        replace(whole, folder=tmp_path / f"from-{step}", resume_from=whole.folder / f"step={step}.ckpt")
+        for step in (1, 2, 3)
+    ]
+    train_all([whole, *resumed], 2)
+    expected = final_checkpoint(whole)
+    assert [state["rollout_index"] for state in expected["rollouts"]] == [1, 1]
+    for training in resumed:
+        checkpoint = final_checkpoint(training)
+        for name, weight in expected["state_dict"].items():
+            assert torch.equal(checkpoint["state_dict"][name], weight)

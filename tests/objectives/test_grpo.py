@@ -424,7 +424,7 @@ def test_entropy_and_token_count_are_reported():
     entropy = torch.rand(policy.shape)
     result = grpo_loss(policy, batch, entropy=entropy)
     assert float(result.metrics["entropy"]) == pytest.approx(float(entropy[batch.loss_mask].mean()), rel=1e-5)
-    assert float(result.num_loss_tokens) == float(batch.loss_mask.sum())
+    assert float(result.num_tokens["entropy"]) == float(batch.loss_mask.sum())
     assert not any(value.requires_grad for value in result.metrics.values())
 
 

@@ -34,41 +34,65 @@ RELAY_INLINE Vec fold(Vec a, Vec b) {
 #undef RELAY_KEEP
 }
 
-// Lanes l hold parts of <query, key first + l % N>, which add up over lanes of equal l % N. V: vectors of a head, 0 for
-// `num_vectors`. Keys behind `last` count as `last`, so that nothing behind it is read.
-template <int N, int V, typename T>
-RELAY_INLINE Vec dots(const float* query, const T* keys, int64_t stride, int64_t first, int64_t last, int num_vectors) {
+// Lanes l hold parts of <query, keys[l % N]>, which add up over lanes of equal l % N. V: vectors of a head, 0 for
+// `num_vectors`. Keys behind `last` count as `last`, so that nothing behind it is read; kAll: there are N.
+template <int N, int V, bool kAll, typename T>
+RELAY_INLINE Vec dots(const float* query, const T* keys, int64_t stride, int64_t last, int num_vectors) {
   if constexpr (N == 1) {
-    const T* key = keys + (first < last ? first : last) * stride;
-    Vec sum = load(query) * load(key);
-    for (int c = 1; c < (V ? V : num_vectors); ++c) sum += load(query + c * kLanes) * load(key + c * kLanes);
+    Vec sum = load(query) * load(keys);
+    for (int c = 1; c < (V ? V : num_vectors); ++c) sum += load(query + c * kLanes) * load(keys + c * kLanes);
     return sum;
   } else {
-    return fold<N / 2>(dots<N / 2, V>(query, keys, stride, first, last, num_vectors),
-                       dots<N / 2, V>(query, keys, stride, first + N / 2, last, num_vectors));
+    constexpr int kHalf = N / 2;
+    const int64_t step = kAll || last > kHalf ? kHalf : last;
+    return fold<kHalf>(dots<kHalf, V, kAll>(query, keys, stride, last, num_vectors),
+                       dots<kHalf, V, kAll>(query, keys + step * stride, stride, last - step, num_vectors));
   }
 }
 
-// Scores of one query row over keys 0..length-1, padded with -inf to whole vectors; returns the largest.
+// One query row of a tile: its scaled query, scores and then weights of `length` keys, where its result goes.
+template <typename T>
+struct TileRow {
+  const float* query;
+  float* weights;
+  int64_t length;
+  float best, total;
+  T* output;
+};
+
+// Scores of one query row over the keys first..first + kLanes - 1; -inf behind its length. `keys` begins at `first`.
 template <int V, typename T>
-float score(const float* query, const T* keys, int64_t stride, int64_t length, int64_t head_size, float* scores) {
+RELAY_INLINE Vec score_keys(const TileRow<T>& row, const T* keys, int64_t stride, int64_t first, int64_t head_size) {
   const int num_vectors = static_cast<int>(head_size / kLanes);
-  const int64_t last = length - 1;
-  Vec best = broadcast(-__builtin_inff());
-  for (int64_t first = 0; first < length; first += kLanes) {
-    Vec sums = {};
-    if (V || num_vectors) sums = dots<kLanes, V>(query, keys, stride, first, last, num_vectors);
-    if (V == 0) {
-      for (int i = 0; i < kLanes; ++i) {
-        const T* key = keys + (first + i < last ? first + i : last) * stride;
-        for (int64_t d = num_vectors * kLanes; d < head_size; ++d) sums[i] += query[d] * to_float(key[d]);
-      }
-    }
-    for (int64_t i = length - first; i < kLanes; ++i) sums[i] = -__builtin_inff();
-    store(scores + first, sums);
-    best = max(best, sums);
+  const int64_t last = row.length - 1 - first;
+  Vec sums = {};
+  if (V || num_vectors) {
+    sums = last >= kLanes - 1 ? dots<kLanes, V, true>(row.query, keys, stride, last, num_vectors)
+                              : dots<kLanes, V, false>(row.query, keys, stride, last, num_vectors);
   }
-  return max_lane(best);
+  for (int64_t d = V ? head_size : num_vectors * kLanes; d < head_size; ++d) {
+    for (int i = 0; i < kLanes; ++i) sums[i] += row.query[d] * to_float(keys[(i < last ? i : last) * stride + d]);
+  }
+  for (int64_t i = last + 1; i < kLanes; ++i) sums[i] = -__builtin_inff();
+  return sums;
+}
+
+// Scores of all rows of a tile, padded with -inf to whole vectors, and the best of each. Keys are read once: the rows
+// take turns at those in the cache. Lengths ascend within a tile.
+template <int V, typename T>
+void score(TileRow<T>* rows, int num_rows, const T* keys, int64_t stride, int64_t head_size) {
+  Vec best[kMaxTileRows];
+  for (int r = 0; r < num_rows; ++r) best[r] = broadcast(-__builtin_inff());
+  const int64_t longest = rows[num_rows - 1].length;
+  for (int64_t first = 0; first < longest; first += kLanes, keys += kLanes * stride) {
+    for (int r = 0; r < num_rows; ++r) {
+      if (first >= rows[r].length) continue;
+      const Vec scores = score_keys<V>(rows[r], keys, stride, first, head_size);
+      store(rows[r].weights + first, scores);
+      best[r] = max(best[r], scores);
+    }
+  }
+  for (int r = 0; r < num_rows; ++r) rows[r].best = max_lane(best[r]);
 }
 
 // Turns scores into e^(score - best), in place; returns their sum.
@@ -81,15 +105,6 @@ RELAY_INLINE float exponentiate(float* scores, int64_t length, float best) {
   }
   return static_cast<float>(sum_lanes(to_double(sum)));
 }
-
-// One query row of a tile: its weights over `length` values and where its result goes.
-template <typename T>
-struct TileRow {
-  float* weights;
-  int64_t length;
-  float total;
-  T* output;
-};
 
 // Adds weights * values to C vectors of R rows, and writes them divided by the total.
 template <int R, int C, typename T>
@@ -131,12 +146,12 @@ void weigh(const TileRow<T>* rows, const T* values, int64_t stride, int64_t head
 }
 
 template <typename T>
-float score_any(const float* query, const T* keys, int64_t stride, int64_t length, int64_t head_size, float* scores) {
+void score_any(TileRow<T>* rows, int num_rows, const T* keys, int64_t stride, int64_t head_size) {
   switch (head_size) {
-    case 32: return score<32 / kLanes>(query, keys, stride, length, head_size, scores);
-    case 64: return score<64 / kLanes>(query, keys, stride, length, head_size, scores);
-    case 128: return score<128 / kLanes>(query, keys, stride, length, head_size, scores);
-    default: return score<0>(query, keys, stride, length, head_size, scores);
+    case 32: return score<32 / kLanes>(rows, num_rows, keys, stride, head_size);
+    case 64: return score<64 / kLanes>(rows, num_rows, keys, stride, head_size);
+    case 128: return score<128 / kLanes>(rows, num_rows, keys, stride, head_size);
+    default: return score<0>(rows, num_rows, keys, stride, head_size);
   }
 }
 
@@ -150,7 +165,7 @@ void append(const Attention<T>& a, int64_t row, int64_t kv_head) {
   }
 }
 
-// scratch: kMaxTileRows * (longest + kLanes) + head_size floats.
+// scratch: `attend_scratch` floats.
 template <typename T>
 void attend(const Attention<T>& a, int64_t row, int64_t kv_head, float* scratch, int64_t longest) {
   if (a.new_key.data != nullptr) append(a, row, kv_head);
@@ -158,7 +173,7 @@ void attend(const Attention<T>& a, int64_t row, int64_t kv_head, float* scratch,
   const int64_t num_queries = count * group;
   const T* keys = a.key_cache.at(slot, 0, kv_head);
   const T* values = a.value_cache.at(slot, 0, kv_head);
-  float* query = scratch + kMaxTileRows * (longest + kLanes);
+  float* queries = scratch + kMaxTileRows * (longest + kLanes);
   for (int64_t first = 0; first < num_queries;) {
     const int64_t left = num_queries - first;
     const int num_tile_rows = left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -166,12 +181,14 @@ void attend(const Attention<T>& a, int64_t row, int64_t kv_head, float* scratch,
     for (int r = 0; r < num_tile_rows; ++r) {
       const int64_t token = (first + r) / group, head = kv_head * group + (first + r) % group;
       const T* from = a.query.at(row, token, head);
+      float* query = queries + r * a.head_size;
       for (int64_t d = 0; d < a.head_size; ++d) query[d] = to_float(from[d]) * a.scale;
-      tile[r].weights = scratch + r * (longest + kLanes);
-      tile[r].length = a.cache_seqlens[row] + token + 1;
-      tile[r].output = a.output.at(row, token, head);
-      const float best = score_any(query, keys, a.key_cache.token_stride, tile[r].length, a.head_size, tile[r].weights);
-      tile[r].total = exponentiate(tile[r].weights, tile[r].length, best);
+      tile[r] = {query, scratch + r * (longest + kLanes), a.cache_seqlens[row] + token + 1, 0.0f, 0.0f,
+                 a.output.at(row, token, head)};
+    }
+    score_any(tile, num_tile_rows, keys, a.key_cache.token_stride, a.head_size);
+    for (int r = 0; r < num_tile_rows; ++r) {
+      tile[r].total = exponentiate(tile[r].weights, tile[r].length, tile[r].best);
     }
     const int64_t stride = a.value_cache.token_stride;
     if (num_tile_rows == 4) {

@@ -18,7 +18,7 @@ const CpuKernels kKernels = {
     attend<BFloat16>,
     append<float>,
     append<BFloat16>,
-    [](int64_t longest, int64_t head_size) { return kMaxTileRows * (longest + kLanes) + head_size; },
+    [](int64_t longest, int64_t head_size) { return kMaxTileRows * (longest + kLanes + head_size); },
     add_rms_norm<float>,
     add_rms_norm<BFloat16>,
     rotate_heads<float>,

@@ -1,7 +1,7 @@
 // The CPU kernels of one instruction set, and which of them this processor runs.
 #pragma once
 
-#include "types.h"
+#include "../types.h"
 
 namespace relay {
 

@@ -1,4 +1,4 @@
-// One row of a relay step: the sample, then the automaton, budgets, stops and writes.
+// One row of a relay step on a CPU.
 #pragma once
 
 #include "sampling.h"
@@ -7,81 +7,15 @@ namespace relay {
 namespace RELAY_ISA {
 namespace {
 
-// Philox4x32-10, see relay_step/philox.py: 24 random bits of (seed; prompt, sample, position, writer).
-inline float philox_uniform(uint64_t seed, int64_t prompt, int64_t sample, int64_t position, uint32_t stream) {
-  uint32_t c0 = static_cast<uint32_t>(prompt), c1 = static_cast<uint32_t>(sample);
-  uint32_t c2 = static_cast<uint32_t>(position), c3 = stream + 4 * static_cast<uint32_t>(prompt >> 32);
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53} * c0, b = uint64_t{0xCD9E8D57} * c2;
-    c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
-    c1 = static_cast<uint32_t>(b);
-    c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
-    c3 = static_cast<uint32_t>(a);
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-  }
-  return static_cast<float>(c0 >> 8) * 5.9604644775390625e-8f;
-}
-
-// Moves the automaton of a student's row on; whether the token completes a call.
-inline bool advance(const RelayStep& step, int64_t slot, int64_t token) {
-  const Commands& commands = step.commands;
-  const int64_t state = step.command_state[slot];
-  const int64_t action = commands.narrow_action.data != nullptr ? commands.narrow_action[state][token]
-                                                                : commands.wide_action[state][token];
-  const int64_t n = step.command_n[slot] * commands.digit_scale[action] + commands.digit_value[action];
-  step.command_n[slot] = n < kMaxRequest ? n : kMaxRequest;
-  step.command_state[slot] = commands.next_state[state][token];
-  return commands.is_complete[state][token] != 0;
-}
-
-inline void write(const RelayStep& step, int64_t slot, const Sample& sample) {
-  const int64_t position = step.num_tokens[slot]++;
-  step.tokens[slot][position] = sample.token;
-  step.token_source[slot][position] = step.writer;
-  step.log_probs[slot][position] = sample.log_prob;
-  step.sampling_log_probs[slot][position] = sample.sampling_log_prob;
-  step.last_token[slot] = sample.token;
-}
-
 // scratch: `step_scratch` floats.
 void step_row(const RelayStep& step, int64_t row, float* scratch) {
   const int64_t slot = step.slots[row];
   if (step.status[slot] != step.writer) return;
-  const int64_t position = step.num_tokens[slot];
-  const bool is_student = step.writer == kStudent, has_table = step.commands.next_state.data != nullptr;
   const SamplingParameters parameters = {
       static_cast<float>(step.temperature[row]), static_cast<float>(step.top_p[row]),
       static_cast<float>(step.min_p[row]), static_cast<int64_t>(step.top_k[row]), step.is_cut};
-  const bool can_call = step.can_call[slot] != 0;
-  const uint8_t* banned =
-      step.is_masking && has_table && !can_call ? step.commands.is_complete[step.command_state[slot]] : nullptr;
-  float uniform = 0.0f;
-  if (step.uniforms.data != nullptr) {
-    uniform = step.uniforms[slot][position < step.num_uniforms ? position : step.num_uniforms - 1];
-  } else if (parameters.temperature != 0.0f) {
-    const uint32_t stream = is_student ? 0 : 1;
-    uniform = philox_uniform(step.seed, step.prompt_id[slot], step.sample_index[slot], position, stream);
-  }
-  const Sample sampled = sample(step.logits, row, parameters, uniform, banned, scratch);
-
-  bool is_eos = false;
-  for (int64_t i = 0; i < step.num_eos; ++i) is_eos |= step.eos_token_ids[i] == sampled.token;
-  const bool is_full = position + 1 >= step.token_limit[slot];
-  if (is_student) {
-    const bool is_call = has_table && advance(step, slot, sampled.token) && can_call;
-    step.status[slot] = is_eos ? kStop : is_full ? kLength : is_call ? kCalled : kStudent;
-    write(step, slot, sampled);
-  } else {
-    const bool ends = step.ends_on_teacher_eos[slot] != 0;
-    const bool is_delivered = position + 1 >= step.span_limit[slot];
-    step.status[slot] = is_eos         ? (ends ? kTeacherStop : kTeacherEnded)
-                        : is_full      ? kLength
-                        : is_delivered ? kDelivered
-                                       : kTeacher;
-    if (ends || !is_eos) write(step, slot, sampled);
-  }
+  const float uniform = parameters.temperature == 0.0f ? 0.0f : take_uniform(step, slot);
+  finish_row(step, slot, sample(step.logits, row, parameters, uniform, find_banned(step, slot), scratch));
 }
 
 }  // namespace

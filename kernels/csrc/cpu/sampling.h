@@ -2,16 +2,12 @@
 // roundings to fp32 are followed one by one, so that the same number draws the same token.
 #pragma once
 
+#include "../step_rules.h"
 #include "vector.h"
 
 namespace relay {
 namespace RELAY_ISA {
 namespace {
-
-struct Sample {
-  int64_t token;
-  float log_prob, sampling_log_prob;
-};
 
 // A row's log-probabilities and its probabilities, zero where banned or cut; padded to whole vectors.
 struct Distribution {

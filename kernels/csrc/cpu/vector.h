@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "types.h"
+#include "../types.h"
 
 namespace relay {
 namespace RELAY_ISA {

@@ -8,6 +8,7 @@ passed as its `transpose(1, 2)` view, and a slice `cache[:, :longest]` spares th
 from __future__ import annotations
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from relay_kernels.backends import NATIVE_DTYPES, TRITON_DTYPES, choose_backend
 from relay_kernels.decode_attention.checks import check_append, check_attention
@@ -75,8 +76,10 @@ def decode_attention(
     query: [B, T, H, D]; key_cache, value_cache: [S, L, K, D]; cache_seqlens: [B] int32 or int64, tokens in the cache
     *before* the new ones. With new_key and new_value [B, T, K, D] the new tokens are also appended to the caches (as
     `append_kv` would); without them they are already there. num_new, slots: as in `append_kv`. scale: 1 / sqrt(D) by
-    default. Raises ValueError that names the argument.
+    default. Raises ValueError that names the argument. Fake tensors, which have shapes and no values, give fake ones.
     """
+    if isinstance(query, FakeTensor):
+        return torch.empty(query.shape, dtype=query.dtype, device=query.device)
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
     chosen = choose_backend(
         "decode_attention",
@@ -106,7 +109,9 @@ def _why_not_triton(key_cache: Tensor) -> str | None:
 
 
 def _why_not_native(tensor: Tensor) -> str | None:
-    """The op's own reason against the native library."""
+    """The op's own reasons against the native library."""
+    if tensor.is_cuda:
+        return "its native code is for the CPU"
     if tensor.dtype not in NATIVE_DTYPES:
         return f"its dtypes are float32 and bfloat16, not {tensor.dtype}"
     return None

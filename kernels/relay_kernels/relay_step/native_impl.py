@@ -1,10 +1,11 @@
-"""The relay step in the native library: `kernels/csrc/relay_step.cc`."""
+"""The relay step in the native library: `kernels/csrc/relay_step.cc`, on CPU and CUDA tensors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from relay_kernels.backends import on_device
 from relay_kernels.native import native_function
 from relay_kernels.relay_step.commands import CommandTable
 from relay_kernels.relay_step.state import RelayStepState, Writer
@@ -36,8 +37,8 @@ def relay_step_native(
         table.next_state, table.is_complete, table.digit_action, table.digit_scale, table.digit_value
     )  # fmt: skip
     signed_seed = (seed + 2**63) % 2**64 - 2**63  # its low 64 bits, as the int64 that crosses over
-    return bool(
-        native_function("relay_step")(
+    with on_device(logits):
+        done = native_function("relay_step")(
             logits,
             slots,
             int(writer),
@@ -67,4 +68,4 @@ def relay_step_native(
             uniforms,
             torch.get_num_threads(),
         )
-    )
+    return bool(done)

@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define RELAY_ACCESS __host__ __device__
+#else
+#define RELAY_ACCESS
+#endif
+
 namespace relay {
 
 struct BFloat16 {
@@ -30,7 +36,7 @@ struct RowIntegers {
   bool is_wide = false;
   int64_t stride = 1, fallback = 0, step = 0;
 
-  int64_t operator[](int64_t row) const {
+  RELAY_ACCESS int64_t operator[](int64_t row) const {
     if (data == nullptr) return fallback + step * row;
     return is_wide ? static_cast<const int64_t*>(data)[row * stride] : static_cast<const int32_t*>(data)[row * stride];
   }
@@ -52,7 +58,7 @@ struct Column {
   T* data = nullptr;
   int64_t stride = 0;
 
-  T& operator[](int64_t row) const { return data[row * stride]; }
+  RELAY_ACCESS T& operator[](int64_t row) const { return data[row * stride]; }
 };
 
 // Rows of values, contiguous within a row.
@@ -61,7 +67,7 @@ struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
 
-  T* operator[](int64_t row) const { return data + row * stride; }
+  RELAY_ACCESS T* operator[](int64_t row) const { return data + row * stride; }
 };
 
 // normed = sum * rsqrt(mean(sum^2) + eps) * weight, sum = hidden + residual; see add_rms_norm/reference.py.
@@ -100,7 +106,7 @@ struct Parameter {
   int64_t stride = 0;
   double number = 0.0;
 
-  double operator[](int64_t row) const {
+  RELAY_ACCESS double operator[](int64_t row) const {
     if (data == nullptr) return number;
     if (type == kFloat32) return static_cast<const float*>(data)[row * stride];
     if (type == kInt32) return static_cast<const int32_t*>(data)[row * stride];

@@ -1,0 +1,121 @@
+"""Planned bytes against those that real models, caches and the allocator show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.memory.passes import decode_pass, head_workspace, training_pass
+from relay_lightning.models.lora import LoRASettings, add_lora
+from relay_lightning.models.settings import LoadSettings
+from relay_lightning.models.skeleton import ModelPlan
+from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.precision import decoding_precision
+
+NUM_ROWS, NUM_TOKENS = 2, 192
+CONFIG = Qwen3Config(
+    vocab_size=1000,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+)
+STUDENT = ModelPlan("student", CONFIG, LoadSettings(), is_trained=True)
+
+
+def measured_peak(work, path: Path) -> int:
+    """Bytes that the CPU allocator gave out at most while `work` ran, above what it had given before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    profiler.export_chrome_trace(str(path))
+    current = peak = 0
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    for event in sorted(events, key=lambda event: event["ts"]):
+        current += event["args"]["Bytes"]
+        peak = max(peak, current)
+    return peak
+
+
+def real_student(plan: ModelPlan) -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM._from_config(plan.config, dtype=plan.dtype, attn_implementation="sdpa")
+    if plan.lora is not None:
+        add_lora(model, plan.lora)
+    if plan.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    return model.train()
+
+
+ADAPTERS = {"lora": LoRASettings(rank=4), "loading": LoadSettings(dtype="bf16")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="whole", marks=pytest.mark.slow),
+        pytest.param({"gradient_checkpointing": True}, id="checkpointing"),
+        pytest.param({"precision": "bf16-mixed"}, id="mixed"),
+        pytest.param(ADAPTERS | {"precision": "bf16-mixed"}, id="adapters", marks=pytest.mark.slow),
+        pytest.param(ADAPTERS | {"gradient_checkpointing": True}, id="adapters-checkpointing", marks=pytest.mark.slow),
+    ],
+)
+def test_training_pass_is_as_large_as_planned(options, tmp_path):
+    plan = replace(STUDENT, **options)
+    model = real_student(plan)
+    token_ids = torch.zeros(NUM_ROWS, NUM_TOKENS, dtype=torch.int64)
+    mask = torch.ones_like(token_ids, dtype=torch.bool)
+    mask[:, 0] = False
+
+    def work():
+        is_mixed = plan.precision.endswith("mixed")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed, cache_enabled=False):
+            loss = token_log_probs(model, token_ids, mask).log_probs.sum()
+        loss.backward()
+
+    work()  # what is made once and kept, such as rotary tables
+    planned = training_pass(plan, NUM_ROWS, NUM_TOKENS)
+    itemsize = planned.hidden // (NUM_ROWS * NUM_TOKENS * CONFIG.hidden_size)
+    head = head_workspace(plan, NUM_ROWS * NUM_TOKENS, itemsize, "cpu", is_trained=plan.lora is None)
+    expected = max(planned.peak, planned.saved + planned.hidden + head)
+    assert measured_peak(work, tmp_path / "trace.json") == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_caches_and_steps_are_as_large_as_planned(precision, tmp_path):
+    num_slots, capacity, num_prompt_tokens = 4, 160, 48
+    plan = replace(STUDENT, precision=precision)
+    engine = LocalEngine(real_student(plan))
+    planned = decode_pass(plan, num_slots, capacity, num_prompt_tokens)
+
+    def work():
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"),
+            decoding_precision(engine.device),
+            engine.session(),
+        ):
+            engine.allocate(num_slots, capacity)
+            slots = torch.arange(num_slots)
+            engine.tighten(capacity - num_prompt_tokens)
+            engine.extend(slots, torch.zeros(num_slots, num_prompt_tokens, dtype=torch.int64), slots + 1)
+            engine.step(torch.zeros(num_slots, dtype=torch.int64), torch.ones(num_slots, dtype=torch.bool))
+
+    work()
+    assert planned.cache == engine.cache_bytes
+    sampling = 3 * 4 * num_slots * CONFIG.vocab_size
+    engine.allocate(0, 0)
+    found = measured_peak(work, tmp_path / "trace.json")
+    assert found == pytest.approx(planned.cache + planned.workspace - sampling, rel=0.15)

@@ -13,6 +13,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 from relay_lightning.engine.blocks import can_run_blocks, run_blocks
 from relay_lightning.engine.kv_cache import SlotKVCache
 from relay_lightning.models.architecture import check_supported, eos_token_ids, max_context
+from relay_lightning.models.sharding import gathered
 
 SLOT_ATTENTION = "relay_slots"
 """Name of the attention function that a model has during a session."""
@@ -63,14 +64,18 @@ class LocalEngine:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """No gradients, no dropout, attention over slots; afterwards each submodule is as it was."""
+        """No gradients, no dropout, attention over slots, all weights at hand; afterwards all is as it was."""
+        with gathered(self.model), self._in_slots(), torch.no_grad():
+            yield
+
+    @contextmanager
+    def _in_slots(self) -> Iterator[None]:
         training = [module for module in self.model.modules() if module.training]
         attention = self.model.config._attn_implementation
         self.model.eval()
         self.model.config._attn_implementation = SLOT_ATTENTION
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             self.model.config._attn_implementation = attention
             for module in training:

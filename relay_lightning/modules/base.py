@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.loader import read_position
@@ -21,10 +22,12 @@ from relay_lightning.models.architecture import describe
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.models.sharding import shard
 from relay_lightning.modules.metrics import add_ratios, answer_ratios, completion_ratios, divide
 from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.processes import gather_tensors
 from relay_lightning.modules.randomness import seeded
+from relay_lightning.modules.sharded_strategy import require_supported
 from relay_lightning.modules.step_metrics import StepMetrics
 from relay_lightning.pair import build_decoder
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
@@ -93,19 +96,23 @@ class RelayModule(LightningModule):
         return self.lora is None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Loads the student's tokenizer."""
+        """Loads the student's tokenizer. Raises ValueError for a strategy that no student can be trained under."""
+        require_supported(self.trainer.strategy)
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.student_name, self.student_loading)
 
     def configure_model(self) -> None:
-        """Loads the student, with fresh adapters if there are to be any."""
+        """Loads the student, with fresh adapters if there are to be any, sharded if asked."""
         if self.student is not None:
             return
         student = self.load_untrained_student()
         if self.lora is not None:
-            add_lora(student, self.lora)
+            with seeded(student.device, "lora", self.seed):  # the same adapters on every process
+                add_lora(student, self.lora)
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.device_mesh is not None:
+            shard(student, self.device_mesh["data_parallel"])
         self.student = student.train()
         rank_zero_info(f"student {self.student_name}: {describe(student)}")
 
@@ -171,6 +178,7 @@ class RelayModule(LightningModule):
         """Logs the gradient norm, and stops before a gradient that is not finite can reach the weights."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded weights
         self.log("grad_norm", norm)
         # A gradient scaler (16-mixed) expects overflows and skips their steps by itself.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
@@ -217,6 +225,8 @@ class RelayModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError, naming a weight, when the checkpoint is not of this student."""
+        if "state_dict" not in checkpoint:
+            return  # a strategy that shards weights has loaded them already
         saved = checkpoint["state_dict"]
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and (name not in saved or saved[name].shape != parameter.shape):

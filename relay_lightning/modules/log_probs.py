@@ -11,6 +11,8 @@ import torch
 from relay_kernels import linear_log_probs
 from torch import Tensor, nn
 
+from relay_lightning.models.sharding import run_as_forward
+
 
 class TokenLogProbs(NamedTuple):
     """What a model says of given tokens; 0 where it was not asked."""
@@ -29,6 +31,10 @@ def token_log_probs(model: nn.Module, token_ids: Tensor, mask: Tensor, temperatu
     Only the hidden states in front of selected tokens pass the LM head. Differentiable in the model's weights, also
     when nothing is selected (zero gradients), so that every rank of a distributed run takes part.
     """
+    return run_as_forward(_token_log_probs, model, token_ids, mask, temperature)
+
+
+def _token_log_probs(model: nn.Module, token_ids: Tensor, mask: Tensor, temperature: float) -> TokenLogProbs:
     hidden = model.get_decoder()(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, D]
     is_asked = mask[:, 1:]
     head = model.get_output_embeddings()

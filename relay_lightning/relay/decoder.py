@@ -91,10 +91,10 @@ class RelayDecoder:
         )
         self._check(options, requests)
         self.stats = DecodeStats()
-        if not requests:
-            return []
         start_s = time.perf_counter()
         with self.student.session(), self.teacher.session() if self.teacher else nullcontext():
+            if not requests:  # a session may be a matter of all processes, so it is opened nevertheless
+                return []
             run = DecodeRun(self.student, self.teacher, self.protocol, requests, options, self.bridge)
             num_finished = 0
             while run.is_live:

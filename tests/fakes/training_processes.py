@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -25,7 +27,7 @@ PRELOADED = ["relay_lightning.modules.grpo", "relay_lightning.modules.warmup", "
 
 @dataclass(frozen=True)
 class Training:
-    """One run, in a form that can be sent to a process. SGD shows the gradients as they are."""
+    """One run, in a form that can be sent to a process. SGD shows how large gradients are; Adam would hide it."""
 
     pair: Any
     folder: Path
@@ -74,6 +76,15 @@ def final_checkpoint(training: Training) -> dict[str, Any]:
     return torch.load(training.folder / f"step={training.max_steps}.ckpt", weights_only=True)
 
 
+def compare(trainings: list[Training], num_processes: int) -> None:
+    """Asserts that so many processes take the steps of one: the same samples, logged figures and weights."""
+    alone = [replace(training, folder=training.folder / "alone") for training in trainings]
+    together = [replace(training, folder=training.folder / "together") for training in trainings]
+    seen_alone, seen_together = train_all(alone, 1), train_all(together, num_processes)
+    for runs in zip(alone, together, seen_alone, seen_together, strict=True):
+        _assert_same_run(*runs)
+
+
 def _work(rank: int, num_processes: int, port: int, trainings: Sequence[Training]) -> None:
     torch.set_num_threads(1)
     place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": num_processes}
@@ -87,7 +98,7 @@ def _work(rank: int, num_processes: int, port: int, trainings: Sequence[Training
 def _run(training: Training, num_processes: int) -> Seen:
     pair = training.pair
     models = {"student": pair.student, "teacher": pair.teacher, "max_completion_tokens": 28}
-    models["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=0.1)
+    models["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.5)
     source = dict.fromkeys(("train", "val", "test"), pair.problems)
     if training.stage == "grpo":
         module: Any = GRPOModule(**{"group_size": 4, **models, **training.module})
@@ -143,6 +154,28 @@ class _Recorder(Callback):
         if trainer.global_step > self._step:
             self._step = trainer.global_step
             self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def _assert_same_run(alone: Training, together: Training, seen_alone: list[Seen], seen_together: list[Seen]) -> None:
+    """The same samples, weights and logged figures, on every process."""
+    samples, expected_samples = (sorted(chain(*(seen.samples for seen in run))) for run in (seen_together, seen_alone))
+    assert samples == expected_samples, f"{together.folder}: other samples"
+    for seen in seen_together:
+        assert len(seen.metrics) == alone.max_steps
+        for metrics, expected in zip(seen.metrics, seen_alone[0].metrics, strict=True):
+            figures, expected_figures = _global_figures(metrics), _global_figures(expected)
+            assert figures == pytest.approx(expected_figures, rel=1e-3, abs=2e-5), together.folder
+    torch.testing.assert_close(
+        final_checkpoint(together)["state_dict"], final_checkpoint(alone)["state_dict"], rtol=1e-4, atol=1e-5
+    )
+
+
+def _global_figures(metrics: dict[str, float]) -> dict[str, float]:
+    """All that was logged, of speed only what the clock has no part in."""
+    figures = {name: value for name, value in metrics.items() if not name.startswith(("time/", "throughput/"))}
+    if "throughput/samples_per_s" in metrics:
+        figures["tokens_per_sample"] = metrics["throughput/tokens_per_s"] / metrics["throughput/samples_per_s"]
+    return figures
 
 
 def _report(training: Training, rank: int) -> Path:

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.modules.grpo import GRPOModule
 
+pytest.register_assert_rewrite("training_processes")
+
 
 @pytest.fixture
 def make_module(small_pair: Any) -> Callable[..., GRPOModule]:

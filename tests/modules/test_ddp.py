@@ -9,39 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from training_processes import Seen, Training, final_checkpoint, train, train_all
+from training_processes import Training, compare, final_checkpoint, train, train_all
 
 EVERYTHING = {"prompts_per_rollout": 8, "steps_per_rollout": 2}
 """All problems in a rollout, whole groups in every step of each of up to 4 processes."""
-
-
-def assert_same_run(alone: Training, together: Training, seen_alone: list[Seen], seen_together: list[Seen]) -> None:
-    """The same samples, weights and logged figures, on every process."""
-    samples = [sample for seen in seen_together for sample in seen.samples]
-    assert sorted(samples) == sorted(seen_alone[0].samples)
-    for seen in seen_together:
-        assert len(seen.metrics) == alone.max_steps
-        for metrics, expected in zip(seen.metrics, seen_alone[0].metrics, strict=True):
-            assert global_figures(metrics) == pytest.approx(global_figures(expected), rel=1e-3, abs=2e-5)
-    torch.testing.assert_close(
-        final_checkpoint(together)["state_dict"], final_checkpoint(alone)["state_dict"], rtol=1e-4, atol=1e-5
-    )
-
-
-def global_figures(metrics: dict[str, float]) -> dict[str, float]:
-    """All that was logged, of speed only what the clock has no part in."""
-    figures = {name: value for name, value in metrics.items() if not name.startswith(("time/", "throughput/"))}
-    if "throughput/samples_per_s" in metrics:
-        figures["tokens_per_sample"] = metrics["throughput/tokens_per_s"] / metrics["throughput/samples_per_s"]
-    return figures
-
-
-def compare(trainings: list[Training], num_processes: int) -> None:
-    alone = [replace(training, folder=training.folder / "alone") for training in trainings]
-    together = [replace(training, folder=training.folder / "together") for training in trainings]
-    seen_alone, seen_together = train_all(alone, 1), train_all(together, num_processes)
-    for runs in zip(alone, together, seen_alone, seen_together, strict=True):
-        assert_same_run(*runs)
 
 
 def test_two_processes_take_the_steps_of_one(small_pair: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from relay_lightning.memory.plan import MemoryPlan, Workload, plan_memory
 from relay_lightning.models.lora import LoRASettings
@@ -67,8 +68,13 @@ def _quantised(advice: Advice) -> Iterator[tuple[Advice, int]]:
         yield advice, FEW_SLOTS
     if student.loading.quantization is None:
         lora = student.lora or LoRASettings()
-        workload = replace(advice.workload, student=replace(_in_four_bits(student), lora=lora), has_reference=False)
-        changes = {"model.student_loading.quantization": "nf4", "model.lora.rank": str(lora.rank)}
+        smaller = replace(_in_four_bits(student, dtype="bf16"), lora=lora)
+        workload = replace(advice.workload, student=smaller, has_reference=False)
+        changes = {
+            "model.student_loading.quantization": "nf4",
+            "model.student_loading.dtype": "bf16",
+            "model.lora.rank": str(lora.rank),
+        }
         advice = _changed(advice, workload, changes)
     yield advice, 1
 
@@ -94,5 +100,5 @@ def _changed(advice: Advice, workload: Workload, changes: dict[str, str]) -> Adv
     return Advice(workload, plan_memory(workload), advice.changes | changes)
 
 
-def _in_four_bits(model: ModelPlan) -> ModelPlan:
-    return replace(model, loading=replace(model.loading, dtype="bf16", quantization="nf4"))
+def _in_four_bits(model: ModelPlan, **options: Any) -> ModelPlan:
+    return replace(model, loading=replace(model.loading, quantization="nf4", **options))

@@ -41,15 +41,31 @@ def test_every_stage_fits_the_device_of_every_overlay(in_process, stage, overlay
     assert result.exit_code == 0, result.errors
 
 
+def advised_arguments(sentence: str) -> tuple[list[str], str]:
+    """The changes that a refusal names, as arguments, and the peak that it promises."""
+    advised = re.search(r"With (.*) it would fit: (\d+\.\d+) GB", sentence)
+    assert advised, sentence
+    return [part for change in advised[1].split(", ") for part in f"--{change}".split(": ")], advised[2]
+
+
 def test_a_run_fits_when_the_advice_of_its_plan_is_followed(in_process, config):
-    too_small = in_process("plan", "--config", config, "--device_memory_gb", "0.025", "--model.beta", "0.1")
+    command = ("plan", "--config", config, "--device_memory_gb", "0.025", "--model.beta", "0.1")
+    too_small = in_process(*command)
     assert too_small.exit_code == 2
-    advised = re.search(r"With (.*) it would fit: (\d+\.\d+) GB", too_small.sentence)
-    assert advised, too_small.sentence
-    changes = [part for change in advised[1].split(", ") for part in ("--" + change).split(": ")]
-    followed = in_process("plan", "--config", config, "--device_memory_gb", "0.025", "--model.beta", "0.1", *changes)
+    changes, peak = advised_arguments(too_small.sentence)
+    followed = in_process(*command, *changes)
     assert followed.exit_code == 0, followed.errors
-    assert f"peak {advised[2]} GB" in followed.output
+    assert f"peak {peak} GB" in followed.output
+
+
+@pytest.mark.slow
+def test_a_large_pair_fits_a_small_device_when_the_advice_is_followed(in_process):
+    stage = CONFIGS / "qwen3" / "1.7b_grpo.yaml"
+    changes, peak = advised_arguments(planned(in_process, stage, 24).sentence)
+    assert {"--model.teacher_loading.quantization", "--model.student_loading.quantization"} <= set(changes)
+    followed = planned(in_process, stage, 24, *changes)
+    assert followed.exit_code == 0, followed.errors
+    assert f"peak {peak} GB" in followed.output
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from relay_kernels.native import load_library
 
@@ -79,6 +80,8 @@ def choose_backend_for(op: str, backend: str, first: Tensor, *others: Tensor | N
     for other in others:
         if other is not None and other.dtype != dtype:
             no_native = no_triton = f"its tensors have one dtype, not {dtype} and {other.dtype}"
+    if isinstance(first, FakeTensor):
+        no_native = no_triton = "fake tensors have shapes and no values"
     return choose_backend(op, backend, first.device, why_not=no_triton or why_not, no_native=no_native)
 
 

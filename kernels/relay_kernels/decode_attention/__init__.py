@@ -79,7 +79,8 @@ def decode_attention(
     default. Raises ValueError that names the argument. Fake tensors, which have shapes and no values, give fake ones.
     """
     if isinstance(query, FakeTensor):
-        return torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        output: Tensor = query.new_empty(query.shape)
+        return output
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
     chosen = choose_backend(
         "decode_attention",

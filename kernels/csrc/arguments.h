@@ -45,7 +45,7 @@ bool take_heads(const TensorView& tensor, DLDataType dtype, Heads<T>* heads) {
 // A tensor of the given type on the CPU whose rows are contiguous and equally far apart, into `rows`.
 template <typename T>
 bool take_matrix(const TensorView& tensor, DLDataType dtype, Rows<T>* rows) {
-  if (!is_on_cpu(tensor) || tensor.ndim() == 0 || !has_type(tensor, dtype.code, dtype.bits)) return false;
+  if (!is_on(tensor, kCpu) || tensor.ndim() == 0 || !has_type(tensor, dtype.code, dtype.bits)) return false;
   const int last = tensor.ndim() - 1;
   if (tensor.size(last) > 1 && tensor.stride(last) != 1) return false;
   *rows = {static_cast<T*>(tensor.data_ptr()), 0};
@@ -64,7 +64,7 @@ bool take_matrix(const TensorView& tensor, DLDataType dtype, Rows<T>* rows) {
 // `count` contiguous values of the given type on the CPU, into `values`.
 template <typename T>
 bool take_vector(const TensorView& tensor, DLDataType dtype, int64_t count, const T** values) {
-  if (!is_on_cpu(tensor) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+  if (!is_on(tensor, kCpu) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
   if (!has_type(tensor, dtype.code, dtype.bits) || (count > 1 && tensor.stride(0) != 1)) return false;
   *values = static_cast<const T*>(tensor.data_ptr());
   return true;

@@ -63,7 +63,7 @@ bool add_rms_norm(TensorView normed, Optional<TensorView> sum, TensorView hidden
 // A [N, T, D] tensor as the only head of a [N, T, 1, D] one.
 template <typename T>
 bool take_angles(const TensorView& tensor, const TensorView& query, Heads<const T>* heads) {
-  if (!is_on_cpu(tensor) || tensor.ndim() != 3 || !has_type(tensor, query.dtype().code, query.dtype().bits)) {
+  if (!is_on(tensor, kCpu) || tensor.ndim() != 3 || !has_type(tensor, query.dtype().code, query.dtype().bits)) {
     return false;
   }
   if (tensor.size(0) != query.size(0) || tensor.size(1) != query.size(1) || tensor.size(2) != query.size(3)) {

@@ -10,8 +10,11 @@ import torch
 from relay_kernels.backends import NO_NATIVE, choose_backend, has_triton, why_not_native, why_not_triton
 from relay_kernels.native import describe_library
 
-NATIVE_OPS = ("relay_step", "append_kv", "decode_attention", "add_rms_norm", "rotate_heads", "silu_mul")
-OPS = ("relay_advantages", "linear_log_probs", *NATIVE_OPS)
+POINTWISE_OPS = ("add_rms_norm", "rotate_heads", "silu_mul")
+OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention", *POINTWISE_OPS)
+ON_CPU = ("append_kv", "decode_attention", *POINTWISE_OPS)
+NATIVE_DEVICES = {"relay_step": ("cpu", "cuda"), **dict.fromkeys(ON_CPU, ("cpu",))}
+"""For which tensors the native library has an op."""
 
 
 def version(package: str) -> str:
@@ -33,9 +36,9 @@ def describe_devices() -> list[str]:
 
 def describe_op(op: str, device: torch.device) -> str:
     """The backend that `op` takes for tensors of `device`, and why not the others."""
-    no_native = None if op in NATIVE_OPS else NO_NATIVE
-    if op != "relay_step" and device.type == "cuda":
-        no_native = no_native or "its native code is for the CPU"
+    no_native = None if op in NATIVE_DEVICES else NO_NATIVE
+    if no_native is None and device.type not in NATIVE_DEVICES[op]:
+        no_native = "its native code is for the CPU"
     chosen = choose_backend(op, "auto", device, no_native=no_native)
     reasons = {
         "triton": why_not_triton(device) or "its interpreter runs only when backend='triton' asks for it",

@@ -71,5 +71,5 @@ def test_the_overview_names_every_op_with_its_backend_and_the_reason(capsys):
     lines = capsys.readouterr().out.splitlines()
     for op in overview.OPS:
         [line] = [line for line in lines if line.startswith(f"{op} ") and " cpu " in line]
-        assert ("native" if op in overview.NATIVE_OPS and why_not_native(CPU) is None else "reference") in line
+        assert ("native" if op in overview.NATIVE_DEVICES and why_not_native(CPU) is None else "reference") in line
         assert "not triton: " in line

@@ -15,21 +15,19 @@ constexpr int kMaxTileRows = 4;  // query rows that share one read of the values
 // lane l: the sum of a over lanes l and l ^ H where bit H of l is 0, of b where it is 1.
 template <int H>
 RELAY_INLINE Vec fold(Vec a, Vec b) {
+#define RELAY_KEEP(l) ((l) & H ? (l) + kLanes : (l))
+#define RELAY_SWAP(l) ((l) & H ? ((l) ^ H) + kLanes : ((l) ^ H))
+#define RELAY_FOUR(f, l) f(l), f(l + 1), f(l + 2), f(l + 3)
 #if defined(__AVX512F__)
-#define RELAY_KEEP(l) ((l) & H ? (l) + kLanes : (l))
-#define RELAY_SWAP(l) ((l) & H ? ((l) ^ H) + kLanes : ((l) ^ H))
-#define RELAY_ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#define RELAY_ALL(f) RELAY_FOUR(f, 0), RELAY_FOUR(f, 4), RELAY_FOUR(f, 8), RELAY_FOUR(f, 12)
 #elif defined(__AVX2__)
-#define RELAY_KEEP(l) ((l) & H ? (l) + kLanes : (l))
-#define RELAY_SWAP(l) ((l) & H ? ((l) ^ H) + kLanes : ((l) ^ H))
-#define RELAY_ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
+#define RELAY_ALL(f) RELAY_FOUR(f, 0), RELAY_FOUR(f, 4)
 #else
-#define RELAY_KEEP(l) ((l) & H ? (l) + kLanes : (l))
-#define RELAY_SWAP(l) ((l) & H ? ((l) ^ H) + kLanes : ((l) ^ H))
-#define RELAY_ALL(f) f(0), f(1), f(2), f(3)
+#define RELAY_ALL(f) RELAY_FOUR(f, 0)
 #endif
   return __builtin_shufflevector(a, b, RELAY_ALL(RELAY_KEEP)) + __builtin_shufflevector(a, b, RELAY_ALL(RELAY_SWAP));
 #undef RELAY_ALL
+#undef RELAY_FOUR
 #undef RELAY_SWAP
 #undef RELAY_KEEP
 }

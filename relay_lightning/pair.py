@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import Prompt
 
 logger = logging.getLogger(__name__)
+
+NUM_CACHED_PROMPTS = 4096
+"""Prompts kept in the vocabulary of a teacher that has another one than its student."""
 
 
 def load_relay(
@@ -46,10 +49,11 @@ def load_relay(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(student, student_loading)
     student_model = load_model(student, dtype, student_loading, device).requires_grad_(False)
-    teacher_model = None
+    teacher_model = teacher_tokenizer = None
     if teacher is not None:
         teacher_model = load_model(teacher, dtype, teacher_loading, device).requires_grad_(False)
-    decoder = build_decoder(student_model, tokenizer, teacher_model, teacher, num_slots=num_slots)
+        teacher_tokenizer = load_tokenizer(teacher, teacher_loading)
+    decoder = build_decoder(student_model, tokenizer, teacher_model, teacher_tokenizer, num_slots=num_slots)
 
     def prompt(prompt_id: int, question: str | Sequence[int]) -> Prompt:
         return _prompt(tokenizer, prompt_id, question)
@@ -61,11 +65,11 @@ def build_decoder(
     student: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     teacher: nn.Module | None = None,
-    teacher_name: str | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     num_slots: int,
 ) -> RelayDecoder:
-    """A decoder over two loaded models; `tokenizer` is the student's, the teacher's is opened by its name.
+    """A decoder over two loaded models, or over a student alone; `tokenizer` is the student's.
 
     Where the two tokenizers differ, hand-overs go through text, and a warning says so. Raises ValueError for a model
     that the relay cannot run.
@@ -74,14 +78,22 @@ def build_decoder(
     teacher_engine = LocalEngine(teacher) if teacher is not None else None
     protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)
     bridge = None
-    if teacher_engine is not None and teacher_name is not None:
-        teacher_tokenizer = load_tokenizer(teacher_name)
-        if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
-            logger.warning("The teacher %r has another vocabulary than its student: text is handed over.", teacher_name)
-            teacher_vocabulary = Vocabulary.of(teacher_tokenizer, teacher_engine.vocab_size)
-            encode = partial(encode_prompt, teacher_tokenizer)
-            bridge = TextBridge(protocol.vocabulary, teacher_vocabulary, encode)
+    if teacher_engine is not None and teacher_tokenizer is not None:
+        bridge = _bridge(protocol.vocabulary, tokenizer, teacher_tokenizer, teacher_engine.vocab_size)
     return RelayDecoder(student_engine, teacher_engine, protocol, bridge=bridge, num_slots=num_slots)
+
+
+def _bridge(
+    student: Vocabulary, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase, size: int
+) -> TextBridge | None:
+    """Between two vocabularies; None if they are one. size: width of the teacher's logits."""
+    if teacher_tokenizer.get_vocab() == tokenizer.get_vocab():
+        return None
+    name = teacher_tokenizer.name_or_path
+    logger.warning("The teacher %r has another vocabulary than its student: text is handed over.", name)
+    # A prompt is encoded once for all its samples.
+    encode = lru_cache(NUM_CACHED_PROMPTS)(partial(encode_prompt, teacher_tokenizer))
+    return TextBridge(student, Vocabulary.of(teacher_tokenizer, size), encode)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, prompt_id: int, question: str | Sequence[int]) -> Prompt:

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from relay_lightning.evaluation.evaluate import EvalResult
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
 from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
 from relay_lightning.models.loading import load_model
+from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.types import Prompt
 
@@ -137,7 +137,7 @@ class Report(Callback):
             pl_module.max_completion_tokens,
             call_limits(pl_module),
             watch=_progress_bar(len(own)) if trainer.is_global_zero else lambda _: None,
-            gather=_gather if trainer.world_size > 1 else lambda result: result,
+            gather=lambda result: EvalResult(tuple(gather_in_turn(result.completions))),
         )
 
     def _base(self, pl_module: LightningModule, held_out: HeldOut) -> HeldOut | None:
@@ -193,11 +193,3 @@ def _progress_bar(num_prompts: int) -> Callable[[str], Callable[[int], None]]:
         return follow
 
     return watch
-
-
-def _gather(result: EvalResult) -> EvalResult:
-    """The results of all processes, prompts in their common order."""
-    shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, result.completions)
-    in_turn = chain.from_iterable(zip_longest(*shares))
-    return EvalResult(tuple(judged for judged in in_turn if judged is not None))

@@ -19,12 +19,10 @@ from relay_lightning.commands.parser import run_function
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.records import Problem, load_problems
 from relay_lightning.data.source import SourceMapping
-from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import evaluate
 from relay_lightning.models.loading import load_model, load_tokenizer
-from relay_lightning.relay.decoder import RelayDecoder
-from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.pair import build_decoder
 
 JudgeProblems = Callable[[Sequence[Problem]], list["Counts"]]
 """What came of the samples of each problem."""
@@ -119,9 +117,8 @@ def teacher_judge(settings: FilterSettings, num_slots: int) -> JudgeProblems:
     """Judges by decoding with the teacher alone; a sample depends on its problem and the seed, not on its batch."""
     tokenizer, model = load_tokenizer(settings.teacher), load_model(settings.teacher)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    protocol = CallProtocol().compile(tokenizer, model.config.vocab_size)
     # The one model alone is the decoder's student; it is never offered a call.
-    decoder = RelayDecoder(LocalEngine(model.to(device)), None, protocol, num_slots=num_slots)
+    decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
     sampling = SamplingParams(settings.max_completion_tokens, settings.temperature)
 
     def judge(problems: Sequence[Problem]) -> list[Counts]:

@@ -19,11 +19,10 @@ from relay_lightning.data.commands import MAX_COMMANDS, MAX_DIGIT_EXPONENT, inse
 from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
-from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.modules.self_samples import draw_self_samples, fingerprint
-from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.pair import build_decoder
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.types import Prompt
 
@@ -73,13 +72,8 @@ def synthesize(
     path = Path(output) if output else Path(cache_dir) / f"{identity}.jsonl"
     if path.exists():
         raise FileExistsError(f"{path} exists already and is not overwritten.")
-    protocol = CallProtocol()
-    decoder = RelayDecoder(
-        LocalEngine(model.to("cuda" if torch.cuda.is_available() else "cpu")),
-        None,
-        protocol.compile(tokenizer, model.config.vocab_size),
-        num_slots=num_slots,
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
     with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
         samples = draw_self_samples(
             decoder,
@@ -90,7 +84,7 @@ def synthesize(
             on_progress=lambda num_finished: bar.update(num_finished - bar.n),
         )
     settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
-    rows = sample_rows(prompts, samples, settings, tokenizer, protocol, seed)
+    rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol.protocol, seed)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(f"{len(samples)} completions: {path}")
 

@@ -25,11 +25,11 @@ from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.sharding import shard
 from relay_lightning.modules.metrics import add_ratios, answer_ratios, completion_ratios, divide
 from relay_lightning.modules.precision import decoding_precision
-from relay_lightning.modules.processes import gather_tensors
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.modules.sharded_strategy import require_supported
 from relay_lightning.modules.step_metrics import StepMetrics
 from relay_lightning.pair import build_decoder
+from relay_lightning.processes import gather_tensors
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.rewards.answers import AnswerStatus, judge_answer
 from relay_lightning.types import Completion, Prompt
@@ -250,11 +250,12 @@ class RelayModule(LightningModule):
         return self.device if self._trainer is None else self.trainer.strategy.root_device
 
     def _build_decoder(self) -> RelayDecoder:
-        teacher = None
+        teacher = teacher_tokenizer = None
         if self.teacher_name is not None:
             teacher = load_model(self.teacher_name, None, self.teacher_loading, self.device).requires_grad_(False)
+            teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
             rank_zero_info(f"teacher {self.teacher_name}: {describe(teacher)}")
-        return build_decoder(self.student, self.tokenizer, teacher, self.teacher_name, num_slots=self.num_slots)
+        return build_decoder(self.student, self.tokenizer, teacher, teacher_tokenizer, num_slots=self.num_slots)
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
         """What validation and test report of some prompts, as numerators and denominators: greedy decoding."""

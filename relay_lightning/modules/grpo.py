@@ -19,11 +19,11 @@ from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
 from relay_lightning.modules.precision import decoding_precision
-from relay_lightning.modules.processes import gather_in_turn, gather_objects
 from relay_lightning.modules.reference import ReferencePolicy
 from relay_lightning.modules.rollout_buffer import RolloutBuffer
 from relay_lightning.modules.rollouts import DecodeSettings, RewardSettings, RolloutSampler, Sample
 from relay_lightning.objectives.grpo import LossOutput, grpo_loss
+from relay_lightning.processes import gather_in_turn, gather_objects
 from relay_lightning.types import RolloutGroup, TrainBatch
 
 ROLLOUT_KEY = "rollouts"

@@ -19,7 +19,6 @@ from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
-from relay_lightning.modules.processes import gather_in_turn
 from relay_lightning.modules.self_samples import (
     draw_self_samples,
     fingerprint,
@@ -27,6 +26,7 @@ from relay_lightning.modules.self_samples import (
     write_self_samples,
 )
 from relay_lightning.objectives.sft import sft_loss
+from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.types import Prompt

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relay_kernels.backends import choose_backend
+from relay_kernels.backends import TRITON_DTYPES, choose_backend
 from relay_kernels.linear_log_probs.reference import linear_log_probs_reference
-
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def linear_log_probs(

@@ -44,10 +44,9 @@ class ForcedCommands(CommandPolicy):
     def __init__(self, scripts: Tensor) -> None:
         self.scripts = scripts  # [prompts, L] int64
 
-    def decide(self, logits: Tensor, view: PolicyView) -> Tensor:
+    def decide(self, logits: Tensor, view: PolicyView) -> None:
         column = view.num_tokens.clamp(max=self.scripts.shape[1] - 1)
-        logits.copy_(force(logits, self.scripts[view.prompt_id, column]))
-        return super().decide(logits, view)
+        force(logits, self.scripts[view.prompt_id, column])
 
 
 class EndlessEngine(LocalEngine):

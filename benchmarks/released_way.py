@@ -21,6 +21,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+BOOST = 1e4
 COMMAND = re.compile(r"<call>\s*([0-9]+)\s*</call>")
 
 
@@ -130,6 +131,6 @@ class _Called(StoppingCriteria):
 
 
 def force(logits: Tensor, forced: Tensor) -> Tensor:
-    """logits [B, V] with forced[i] made certain in row i, where it is not negative."""
-    certain = torch.full_like(logits, -torch.inf).scatter_(1, forced.clamp(min=0)[:, None], 0.0)
-    return torch.where((forced >= 0)[:, None], certain, logits)
+    """logits [B, V], in place, with forced[i] far above all others in row i, where it is not negative."""
+    boost = torch.where(forced < 0, 0.0, BOOST).to(logits.dtype)
+    return logits.scatter_add_(1, forced.clamp(min=0)[:, None], boost[:, None])

@@ -38,7 +38,8 @@ class Report(Callback):
         base_student: checkpoint that counts as the student alone; null takes the one that training starts from.
         routers: whether to measure the random routers.
         num_router_seeds: times each router is measured, with another seed each.
-        sampled: whether to measure the trained relay at temperature 1 as well: shows if a warm-up took.
+        sampled: whether to measure the relay at temperature 1 as well, before and after: a student that is only warmed
+            up seldom calls when it takes its most probable token.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Report(Callback):
         prompts = self._prompts(trainer)
         held_out = self._held_out(trainer, pl_module, prompts)
         with trainer.precision_plugin.val_step_context():
-            self._before = measure_before(held_out, self._base(pl_module, held_out))
+            self._before = measure_before(held_out, self._base(pl_module, held_out), sampled=self.sampled)
         if trainer.is_global_zero:
             identity = self._identity(pl_module, prompts)
             write_atomically(RunFolder.of(trainer).baseline, dump_results(self._before, identity))
@@ -156,6 +157,7 @@ class Report(Callback):
             "teacher": pl_module.teacher_name,
             "prompts": hashlib.sha256(text.encode()).hexdigest(),
             "max_completion_tokens": pl_module.max_completion_tokens,
+            "sampled": self.sampled,
             **call_limits(pl_module),
         }
 

@@ -1,66 +1,124 @@
-"""The forward pass of a Llama-like decoder in few operations, over the live modules of a Hugging Face model.
+"""The forward pass of a Llama-like decoder in few operations, over the live weights of a Hugging Face model.
 
-What Transformers computes, without the steps that only training and other attention functions need. Linear layers are
-called as modules, so adapters and quantised weights take part.
+What Transformers computes, without the steps that only training and other attention functions need. A linear layer that
+is more than its weight (an adapter, a quantised one, one with hooks) is called as the module it is.
 
-Shapes: N rows, T new tokens, E hidden size, H query heads, K key/value heads, D head size.
+Shapes: N rows, T new tokens, E hidden size, H query heads, K key/value heads, D head size, L longest context.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from relay_kernels import add_rms_norm, rotate_heads, silu_mul
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from relay_lightning.engine.kv_cache import SlotKVCache
 
 MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3"})
-"""Architectures whose layers are exactly `_layer`: RMS norms, rotated halves, a gated MLP, no other scale or cap."""
+"""Architectures whose layers are exactly `Blocks`: RMS norms, rotated halves, a gated MLP, no other scale or cap."""
+
+Linear = Callable[[Tensor], Tensor]
+Norm = tuple[Tensor, float]
+"""Weight [E] and epsilon of an RMS norm."""
 
 
 def can_run_blocks(model: Any) -> bool:
-    """Whether `run_blocks` computes what the decoder of `model` does."""
+    """Whether `Blocks` computes what the decoder of `model` does."""
     config = model.config
     has_default_rope = config.rope_parameters.get("rope_type", "default") == "default"
     return config.model_type in MODEL_TYPES and has_default_rope and config.hidden_act == "silu"
 
 
-def run_blocks(decoder: Any, token_ids: Tensor, positions: Tensor, cache: SlotKVCache) -> Tensor:
-    """Hidden states of the new tokens behind the last norm, [N, T, E]; appends their keys and values to `cache`.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What one layer computes with."""
 
-    decoder: the model without its head; token_ids, positions: [N, T]. The pass must have been announced to the cache.
-    """
-    hidden, update = decoder.embed_tokens(token_ids), None
-    rotation = decoder.rotary_emb(hidden, positions)  # cosine and sine, [N, T, D]
-    for layer in decoder.layers:
-        hidden, update = _layer(layer, hidden, update, rotation, cache)
-    normed, _ = _norm(decoder.norm, hidden, update)
-    return normed
+    attention_norm: Norm
+    query: Linear
+    key: Linear
+    value: Linear
+    head_size: int
+    head_norms: tuple[Any, ...]
+    """Weights and epsilon of the norms of each query and key head, where the architecture has them."""
+    scaling: float
+    output: Linear
+    mlp_norm: Norm
+    gate: Linear
+    up: Linear
+    down: Linear
 
 
-def _layer(
-    layer: Any, hidden: Tensor, update: Tensor | None, rotation: tuple[Tensor, Tensor], cache: SlotKVCache
-) -> tuple[Tensor, Tensor]:
-    """The states before the layer's last sum, and what is to be added to them; the next norm adds."""
+class Blocks:
+    """A model for one session: it holds the parameters as they are at its start."""
+
+    def __init__(self, model: Any, max_length: int) -> None:
+        """model: a causal model of which `can_run_blocks` is true; max_length: L."""
+        decoder = model.get_decoder()
+        self.head = _linear(model.get_output_embeddings())
+        """Hidden states [..., E] to logits [..., V]."""
+        self._embed = decoder.embed_tokens
+        self._blocks = [_take_apart(layer) for layer in decoder.layers]
+        self._last_norm = _norm(decoder.norm)
+        positions = torch.arange(max_length, device=decoder.embed_tokens.weight.device)[None]
+        like = decoder.embed_tokens.weight[:1, None]
+        self._rotations = torch.cat(decoder.rotary_emb(like, positions), -1)[0]
+        """[L, 2D]: cosine and sine of every position."""
+
+    def run(self, token_ids: Tensor, positions: Tensor, cache: SlotKVCache) -> Tensor:
+        """Hidden states of the new tokens behind the last norm, [N, T, E]; appends their keys and values to `cache`.
+
+        token_ids, positions: [N, T]. The pass must have been announced to the cache.
+        """
+        hidden, update = self._embed(token_ids), None
+        rotation = functional.embedding(positions, self._rotations).chunk(2, -1)
+        for index, block in enumerate(self._blocks):
+            normed, hidden = add_rms_norm(hidden, *block.attention_norm, update)
+            split = (*normed.shape[:2], -1, block.head_size)
+            query, key, value = (project(normed).view(split) for project in (block.query, block.key, block.value))
+            query, key = rotate_heads(query, key, *rotation, *block.head_norms)
+            attended = cache.attend(query, key, value, index, block.scaling)
+            normed, hidden = add_rms_norm(hidden, *block.mlp_norm, block.output(attended.flatten(2)))
+            update = block.down(silu_mul(block.gate(normed), block.up(normed)))
+        normed, _ = add_rms_norm(hidden, *self._last_norm, update)
+        return normed
+
+
+def _take_apart(layer: Any) -> _Block:
     attention, mlp = layer.self_attn, layer.mlp
-    normed, hidden = _norm(layer.input_layernorm, hidden, update)
-    split = (*normed.shape[:2], -1, attention.head_dim)
-    query, key = attention.q_proj(normed).view(split), attention.k_proj(normed).view(split)
-    value = attention.v_proj(normed).view(split)
-    query, key = rotate_heads(query, key, *rotation, *_head_norms(attention))
-    attended = cache.attend(query, key, value, attention.layer_idx, attention.scaling)
-    normed, hidden = _norm(layer.post_attention_layernorm, hidden, attention.o_proj(attended.flatten(2)))
-    return hidden, mlp.down_proj(silu_mul(mlp.gate_proj(normed), mlp.up_proj(normed)))
+    return _Block(
+        attention_norm=_norm(layer.input_layernorm),
+        query=_linear(attention.q_proj),
+        key=_linear(attention.k_proj),
+        value=_linear(attention.v_proj),
+        head_size=attention.head_dim,
+        head_norms=_head_norms(attention),
+        scaling=attention.scaling,
+        output=_linear(attention.o_proj),
+        mlp_norm=_norm(layer.post_attention_layernorm),
+        gate=_linear(mlp.gate_proj),
+        up=_linear(mlp.up_proj),
+        down=_linear(mlp.down_proj),
+    )
 
 
-def _norm(norm: Any, hidden: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(the norm of hidden + update, their sum)."""
-    return add_rms_norm(hidden, norm.weight, norm.variance_epsilon, update)
+def _linear(module: nn.Module) -> Linear:
+    """The layer without what a call of a module costs, where it is nothing but its weight and bias."""
+    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return module
+    weight, bias = module.weight, module.bias
+    return lambda states: functional.linear(states, weight, bias)
+
+
+def _norm(norm: Any) -> Norm:
+    return norm.weight, norm.variance_epsilon
 
 
 def _head_norms(attention: Any) -> tuple[Any, ...]:
-    """Weights and epsilon of the norms of each head, where the architecture has them."""
     if not hasattr(attention, "q_norm"):
         return ()
     return attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
-from relay_lightning.engine.blocks import can_run_blocks, run_blocks
+from relay_lightning.engine.blocks import Blocks, can_run_blocks
 from relay_lightning.engine.kv_cache import SlotKVCache
 from relay_lightning.models.architecture import check_supported, eos_token_ids, max_context
 from relay_lightning.models.sharding import gathered
@@ -34,6 +34,7 @@ class LocalEngine:
         check_supported(causal_lm)
         self.model: PreTrainedModel = causal_lm
         self._has_blocks = can_run_blocks(causal_lm)
+        self._blocks: Blocks | None = None
         self._max_context = max_context
         self._cache = SlotKVCache(0, 0, self.device)
 
@@ -77,12 +78,15 @@ class LocalEngine:
         try:
             yield
         finally:
+            self._blocks = None
             self.model.config._attn_implementation = attention
             for module in training:
                 module.training = True
 
     def allocate(self, num_slots: int, max_length: int) -> None:
         self._cache = SlotKVCache(num_slots, max_length, self.device)
+        if self._has_blocks:
+            self._blocks = Blocks(self.model, max_length)
 
     def truncate(self, slots: Tensor, lengths: Tensor) -> None:
         self._cache.truncate(slots, lengths)
@@ -98,19 +102,17 @@ class LocalEngine:
 
     def step(self, token_ids: Tensor, is_active: Tensor, slots: Tensor | None = None) -> Tensor:
         num_new = is_active.long()
-        if self._has_blocks:
-            hidden = self._hidden(token_ids[:, None], slots, num_new)
-            return self.model.get_output_embeddings()(hidden[:, -1])
+        if self._blocks is not None:
+            return self._blocks.head(self._hidden(token_ids[:, None], slots, num_new)[:, -1])
         # The whole head of the model runs, whatever scales or caps it has.
         return self._forward(self.model, token_ids[:, None], slots, num_new).logits[:, -1]
 
     def _hidden(self, token_ids: Tensor, slots: Tensor | None, num_new: Tensor) -> Tensor:
         """Hidden states of the new tokens, [N, T, E]."""
-        decoder = self.model.get_decoder()
-        if not self._has_blocks:
-            return self._forward(decoder, token_ids, slots, num_new).last_hidden_state
+        if self._blocks is None:
+            return self._forward(self.model.get_decoder(), token_ids, slots, num_new).last_hidden_state
         positions = self._cache.begin(slots, num_new, token_ids.shape[1])
-        return run_blocks(decoder, token_ids, positions, self._cache)
+        return self._blocks.run(token_ids, positions, self._cache)
 
     def _forward(self, module: torch.nn.Module, token_ids: Tensor, slots: Tensor | None, num_new: Tensor) -> Any:
         """What `module`, the model with or without its head, makes of the new tokens."""

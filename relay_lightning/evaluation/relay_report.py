@@ -44,23 +44,28 @@ class HeldOut:
         return self.gather(result)
 
 
-def measure_before(held_out: HeldOut, base: HeldOut | None = None) -> dict[str, EvalResult]:
+def measure_before(held_out: HeldOut, base: HeldOut | None = None, *, sampled: bool = False) -> dict[str, EvalResult]:
     """Student alone, teacher alone and the untrained relay. `base`, if given, is the student that counts as alone."""
     results = {"student_alone": (base or held_out).measure("student alone", "teacher_free")}
     if held_out.has_teacher:
         results["teacher_alone"] = held_out.measure("teacher alone", "teacher_only")
-        results["relay_before"] = held_out.measure("relay before", "command")
+        results |= _measure_relay(held_out, "before", sampled)
     return results
 
 
 def measure_after(held_out: HeldOut, *, sampled: bool = False) -> dict[str, EvalResult]:
-    """The trained relay, greedy and perhaps `sampled`, and the trained student without its teacher."""
-    results = {}
-    if held_out.has_teacher:
-        results["relay_after"] = held_out.measure("relay after", "command")
-        if sampled:
-            results["relay_after_sampled"] = held_out.measure("relay after, sampled", "command", temperature=1.0)
+    """The trained relay, and the trained student without its teacher."""
+    results = _measure_relay(held_out, "after", sampled) if held_out.has_teacher else {}
     results["teacher_free_after"] = held_out.measure("teacher-free after", "teacher_free")
+    return results
+
+
+def _measure_relay(held_out: HeldOut, when: str, sampled: bool) -> dict[str, EvalResult]:
+    """Greedy and perhaps sampled at temperature 1, as in training."""
+    results = {f"relay_{when}": held_out.measure(f"relay {when}", "command")}
+    if sampled:
+        name = f"relay {when}, sampled"
+        results[f"relay_{when}_sampled"] = held_out.measure(name, "command", temperature=1.0)
     return results
 
 

@@ -19,6 +19,7 @@ TITLES = {
     "teacher_alone": "teacher alone",
     "relay_before": "relay before",
     "relay_after": "relay after",
+    "relay_before_sampled": "relay before, sampled",
     "relay_after_sampled": "relay after, sampled",
     "teacher_free_after": "teacher-free after",
     "random_query_router_matched": "random query router*",
@@ -89,7 +90,9 @@ def installed_versions() -> dict[str, str]:
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The summary for a terminal."""
-    table = Table(title="held-out problems, greedy decoding", title_justify="left", caption_justify="left")
+    table = Table(
+        title="held-out problems, greedy decoding unless sampled", title_justify="left", caption_justify="left"
+    )
     table.caption = FOOTNOTE if "random_query_router_matched" in summary else None
     table.add_column("who writes", no_wrap=True)
     for heading in ("accuracy", "95 %", "call ratio", "calls", "tokens"):

@@ -46,8 +46,11 @@ class Policy(Protocol):
     def begin(self, prompt_id: int, sample_index: int, seed: int) -> bool:
         """Whether the teacher writes this whole completion."""
 
-    def decide(self, logits: Tensor, view: PolicyView) -> Tensor:
-        """[N] int64: tokens to ask the teacher for before the next token; 0 lets the student write. logits: [N, V]."""
+    def decide(self, logits: Tensor, view: PolicyView) -> Tensor | None:
+        """[N] int64: tokens to ask the teacher for before the next token; 0 lets the student write, None all students.
+
+        logits: [N, V].
+        """
 
 
 class _Base:
@@ -60,8 +63,8 @@ class _Base:
     def begin(self, prompt_id: int, sample_index: int, seed: int) -> bool:  # noqa: ARG002
         return False
 
-    def decide(self, logits: Tensor, view: PolicyView) -> Tensor:  # noqa: ARG002
-        return torch.zeros_like(view.segment_start)
+    def decide(self, logits: Tensor, view: PolicyView) -> Tensor | None:  # noqa: ARG002
+        return None
 
 
 class CommandPolicy(_Base):

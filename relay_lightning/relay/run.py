@@ -228,7 +228,7 @@ class DecodeRun:
         """Marks the rows that the policy hands over before their next token. logits: [N, V] of `slots` (None: all)."""
         state = self._state
         slots = torch.arange(state.num_slots, device=logits.device) if slots is None else slots
-        num_tokens, status, n = state.num_tokens[slots], state.status[slots], state.command_n[slots]
+        num_tokens = state.num_tokens[slots]
         view = PolicyView(
             state.prompt_id[slots],
             state.sample_index[slots],
@@ -237,6 +237,9 @@ class DecodeRun:
             self.options.seed,
         )
         requested = self.options.policy.decide(logits, view)
+        if requested is None:
+            return
+        status, n = state.status[slots], state.command_n[slots]
         wanted = (requested > 0) & (status == Writer.STUDENT) & (num_tokens >= self._call_floor[slots])
         state.command_n[slots] = torch.where(wanted, requested, n)
         state.status[slots] = status.masked_fill(wanted, int(RowStatus.CALLED))

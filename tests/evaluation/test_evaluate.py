@@ -41,9 +41,10 @@ def test_writers_alone_have_call_ratios_of_nothing_and_everything(held_out):
 
 
 def test_every_figure_of_the_report_is_measured(held_out):
-    before, after = measure_before(held_out), measure_after(held_out, sampled=True)
+    before, after = measure_before(held_out, sampled=True), measure_after(held_out, sampled=True)
     assert before["student_alone"] == after["teacher_free_after"]  # the student has not been trained in between
     assert before["relay_before"] == after["relay_after"]
+    assert before["relay_before_sampled"] == after["relay_after_sampled"]
     assert after["relay_after_sampled"] != after["relay_after"]
     routers = measure_routers(held_out, before | after, seeds=range(2))
     matched = routers["random_query_router_matched"]

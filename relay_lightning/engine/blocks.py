@@ -74,18 +74,21 @@ class Blocks:
 
         token_ids, positions: [N, T]. The pass must have been announced to the cache.
         """
-        hidden, update = self._embed(token_ids), None
+        num_rows, num_tokens = token_ids.shape
+        hidden, update = self._embed(token_ids.flatten()), None  # [N * T, E]: matrices are a little cheaper to multiply
         rotation = functional.embedding(positions, self._rotations).chunk(2, -1)
         for index, block in enumerate(self._blocks):
             normed, hidden = add_rms_norm(hidden, *block.attention_norm, update)
-            split = (*normed.shape[:2], -1, block.head_size)
+            split = (num_rows, num_tokens, -1, block.head_size)
             query, key, value = (project(normed).view(split) for project in (block.query, block.key, block.value))
             query, key = rotate_heads(query, key, *rotation, *block.head_norms)
             attended = cache.attend(query, key, value, index, block.scaling)
-            normed, hidden = add_rms_norm(hidden, *block.mlp_norm, block.output(attended.flatten(2)))
+            normed, hidden = add_rms_norm(
+                hidden, *block.mlp_norm, block.output(attended.view(num_rows * num_tokens, -1))
+            )
             update = block.down(silu_mul(block.gate(normed), block.up(normed)))
         normed, _ = add_rms_norm(hidden, *self._last_norm, update)
-        return normed
+        return normed.view(num_rows, num_tokens, -1)
 
 
 def _take_apart(layer: Any) -> _Block:

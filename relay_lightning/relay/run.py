@@ -249,6 +249,8 @@ class DecodeRun:
         running = self._running[self._writer]
         if not running:
             return
+        if int((self._state.status == self._writer).sum()) == len(running):
+            return
         state, lengths = self._state, self._sides[self._writer].engine.lengths
         status, num_tokens, command_n, num_cached = torch.stack(
             [state.status.long(), state.num_tokens, state.command_n, lengths]
@@ -256,8 +258,6 @@ class DecodeRun:
         free = set(self._free_slots)
         self._sides[self._writer].engine.tighten(max(num for slot, num in enumerate(num_cached) if slot not in free))
         moved = [running.pop(slot) for slot in list(running) if status[slot] != self._writer]
-        if not moved:
-            return
         written = self._new_tokens(moved, num_tokens)
         finished = []
         for row, tokens in zip(moved, written, strict=True):

@@ -18,6 +18,8 @@ BACKENDS = ("auto", "reference", "native", "triton")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NO_NATIVE = "the op has no native implementation"
+ON_CPU_ONLY = "its native code is for the CPU"
+FAKE = "fake tensors have shapes and no values"
 
 
 @functools.cache
@@ -42,12 +44,13 @@ def why_not_triton(device: torch.device) -> str | None:
 
 def why_not_native(device: torch.device) -> str | None:
     """The reason why the native library cannot run on tensors of `device`, or None when it can."""
-    if device.type not in ("cpu", "cuda"):
-        return f"the tensors are on {device.type}, neither on the CPU nor on a CUDA device"
+    kind = device.type
     library, reason = load_library()
-    if reason is None and device.type == "cuda" and not library["has_cuda"]():
-        return "the native library was built without nvcc"
-    return reason
+    if kind == "cpu" or (kind == "cuda" and reason is not None):
+        return reason
+    if kind != "cuda":
+        return f"the tensors are on {kind}, neither on the CPU nor on a CUDA device"
+    return None if library["has_cuda"]() else "the native library was built without nvcc"
 
 
 def choose_backend(
@@ -60,6 +63,8 @@ def choose_backend(
     arguments, such as a dtype, `no_native` the one against the native library. Raises ValueError for a name that is no
     backend and RuntimeError for an explicit backend that cannot run.
     """
+    if backend == "auto" and no_native is None and device.type == "cpu" and load_library()[1] is None:
+        return "native"  # What every step of a decoder on a CPU takes: no sentence is put together before it.
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} of {op} is unknown; it is one of {', '.join(BACKENDS)}")
     if backend == "reference":
@@ -74,15 +79,18 @@ def choose_backend(
 
 
 def choose_backend_for(op: str, backend: str, first: Tensor, *others: Tensor | None, why_not: str | None = None) -> str:
-    """`choose_backend` for an op whose fast backends want one dtype of all its tensors, one that they know."""
+    """`choose_backend` for an op whose native code is for the CPU, and whose fast backends want one dtype of all its
+    tensors, one that they know."""
     dtype = first.dtype
-    no_native, no_triton = _why_not_dtype(NATIVE_DTYPES, dtype), _why_not_dtype(TRITON_DTYPES, dtype)
+    reason = FAKE if type(first) is FakeTensor else None
     for other in others:
-        if other is not None and other.dtype != dtype:
-            no_native = no_triton = f"its tensors have one dtype, not {dtype} and {other.dtype}"
-    if isinstance(first, FakeTensor):
-        no_native = no_triton = "fake tensors have shapes and no values"
-    return choose_backend(op, backend, first.device, why_not=no_triton or why_not, no_native=no_native)
+        if other is not None and other.dtype is not dtype:
+            reason = reason or f"its tensors have one dtype, not {dtype} and {other.dtype}"
+    no_native = reason or (ON_CPU_ONLY if first.is_cuda else _why_not_dtype(NATIVE_DTYPES, dtype))
+    if no_native is None:
+        return choose_backend(op, backend, first.device, why_not=why_not, no_native=None)
+    why_not = reason or _why_not_dtype(TRITON_DTYPES, dtype) or why_not
+    return choose_backend(op, backend, first.device, why_not=why_not, no_native=no_native)
 
 
 def _why_not_dtype(dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from relay_kernels.backends import NATIVE_DTYPES, TRITON_DTYPES, choose_backend
+from relay_kernels.backends import choose_backend_for
 from relay_kernels.decode_attention.checks import check_append, check_attention
 from relay_kernels.decode_attention.native_impl import append_kv_native, decode_attention_native
 from relay_kernels.decode_attention.reference import append_kv_reference, decode_attention_reference
@@ -38,13 +38,7 @@ def append_kv(
     read back: there a token beyond the capacity is dropped.
     """
     arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
-    chosen = choose_backend(
-        "append_kv",
-        backend,
-        key_cache.device,
-        why_not=_why_not_triton(key_cache),
-        no_native=_why_not_native(key_cache),
-    )
+    chosen = choose_backend_for("append_kv", backend, key_cache, why_not=_why_not_triton(key_cache))
     if chosen == "native":
         append_kv_native(*arguments)
         return
@@ -82,13 +76,7 @@ def decode_attention(
         output: Tensor = query.new_empty(query.shape)
         return output
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
-    chosen = choose_backend(
-        "decode_attention",
-        backend,
-        query.device,
-        why_not=_why_not_triton(key_cache),
-        no_native=_why_not_native(query),
-    )
+    chosen = choose_backend_for("decode_attention", backend, query, why_not=_why_not_triton(key_cache))
     if chosen == "native":
         return decode_attention_native(*arguments, scale)
     check_attention(*arguments)
@@ -101,18 +89,7 @@ def decode_attention(
 
 
 def _why_not_triton(key_cache: Tensor) -> str | None:
-    """The op's own reasons against Triton."""
-    if key_cache.dtype not in TRITON_DTYPES:
-        return f"its dtypes are float32, float16 and bfloat16, not {key_cache.dtype}"
+    """The op's own reason against Triton."""
     if key_cache.shape[-1] > MAX_HEAD_SIZE:
         return f"its head sizes end at {MAX_HEAD_SIZE}, not {key_cache.shape[-1]}"
-    return None
-
-
-def _why_not_native(tensor: Tensor) -> str | None:
-    """The op's own reasons against the native library."""
-    if tensor.is_cuda:
-        return "its native code is for the CPU"
-    if tensor.dtype not in NATIVE_DTYPES:
-        return f"its dtypes are float32 and bfloat16, not {tensor.dtype}"
     return None

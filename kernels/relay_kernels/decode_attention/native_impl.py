@@ -42,7 +42,7 @@ def decode_attention_native(
 ) -> Tensor:
     """`decode_attention`, [B, T, H, D]; fp32 inside."""
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
-    output = torch.empty(query.shape, dtype=query.dtype)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
     if not native_function("decode_attention")(output, *arguments, scale, torch.get_num_threads()):
         check_attention(*arguments)
         raise RuntimeError("the native library refuses arguments of decode_attention that are in order")

@@ -1,5 +1,5 @@
 """Which implementation of an op runs: the PyTorch reference anywhere, the native library on CPU tensors, Triton on CUDA
-tensors or in its interpreter."""
+tensors or in its interpreter, FlashAttention where it is asked for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from relay_kernels.native import load_library
 
-BACKENDS = ("auto", "reference", "native", "triton")
+BACKENDS = ("auto", "reference", "native", "triton", "flash")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NO_NATIVE = "the op has no native implementation"
+NO_FLASH = "FlashAttention has no such op"
 ON_CPU_ONLY = "its native code is for the CPU"
 FAKE = "fake tensors have shapes and no values"
 
@@ -26,6 +27,12 @@ FAKE = "fake tensors have shapes and no values"
 def has_triton() -> bool:
     """Whether Triton can be imported; looks for the package without importing it."""
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def has_flash_attention() -> bool:
+    """Whether FlashAttention can be imported; looks for the package without importing it."""
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def is_interpreting() -> bool:
@@ -54,14 +61,20 @@ def why_not_native(device: torch.device) -> str | None:
 
 
 def choose_backend(
-    op: str, backend: str, device: torch.device, *, why_not: str | None = None, no_native: str | None = NO_NATIVE
+    op: str,
+    backend: str,
+    device: torch.device,
+    *,
+    why_not: str | None = None,
+    no_native: str | None = NO_NATIVE,
+    no_flash: str | None = NO_FLASH,
 ) -> str:
-    """`reference`, `native` or `triton` for a call of `op` on tensors of `device`.
+    """`reference`, `native`, `triton` or `flash` for a call of `op` on tensors of `device`.
 
     "auto" takes Triton on CUDA tensors, the native library on CPU tensors and the reference where those cannot run;
-    the interpreter runs only when "triton" is asked for. `why_not` is the op's own reason against Triton for these
-    arguments, such as a dtype, `no_native` the one against the native library. Raises ValueError for a name that is no
-    backend and RuntimeError for an explicit backend that cannot run.
+    the interpreter and FlashAttention run only when they are asked for. `why_not` is the op's own reason against Triton
+    for these arguments, such as a dtype, `no_native` and `no_flash` those against the two others. Raises ValueError for
+    a name that is no backend and RuntimeError for an explicit backend that cannot run.
     """
     if backend == "auto" and no_native is None and device.type == "cpu" and load_library()[1] is None:
         return "native"  # What every step of a decoder on a CPU takes: no sentence is put together before it.
@@ -70,7 +83,10 @@ def choose_backend(
     if backend == "reference":
         return backend
     wanted = backend if backend != "auto" else "triton" if device.type == "cuda" else "native"
-    reason = (why_not_triton(device) or why_not) if wanted == "triton" else (no_native or why_not_native(device))
+    if wanted == "triton":
+        reason = why_not_triton(device) or why_not
+    else:
+        reason = no_flash if wanted == "flash" else no_native or why_not_native(device)
     if reason is None:
         return wanted
     if backend == "auto":
@@ -78,7 +94,14 @@ def choose_backend(
     raise RuntimeError(f"backend={backend!r} of {op} cannot run: {reason}")
 
 
-def choose_backend_for(op: str, backend: str, first: Tensor, *others: Tensor | None, why_not: str | None = None) -> str:
+def choose_backend_for(
+    op: str,
+    backend: str,
+    first: Tensor,
+    *others: Tensor | None,
+    why_not: str | None = None,
+    no_flash: str | None = NO_FLASH,
+) -> str:
     """`choose_backend` for an op whose native code is for the CPU, and whose fast backends want one dtype of all its
     tensors, one that they know."""
     dtype = first.dtype
@@ -87,10 +110,9 @@ def choose_backend_for(op: str, backend: str, first: Tensor, *others: Tensor | N
         if other is not None and other.dtype is not dtype:
             reason = reason or f"its tensors have one dtype, not {dtype} and {other.dtype}"
     no_native = reason or (ON_CPU_ONLY if first.is_cuda else _why_not_dtype(NATIVE_DTYPES, dtype))
-    if no_native is None:
-        return choose_backend(op, backend, first.device, why_not=why_not, no_native=None)
-    why_not = reason or _why_not_dtype(TRITON_DTYPES, dtype) or why_not
-    return choose_backend(op, backend, first.device, why_not=why_not, no_native=no_native)
+    if no_native is not None:  # Else the dtype suits Triton too.
+        why_not = reason or _why_not_dtype(TRITON_DTYPES, dtype) or why_not
+    return choose_backend(op, backend, first.device, why_not=why_not, no_native=no_native, no_flash=no_flash)
 
 
 def _why_not_dtype(dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str | None:

@@ -100,19 +100,25 @@ def relay_run(setup: Setup, decoder: RelayDecoder, scripts: Tensor, length: int)
     return lambda: decoder.generate(requests, greedy(length), policy=ForcedCommands(scripts))
 
 
+def released_run(setup: Setup, scripts: Tensor, length: int, eos: int, rows: list[Conversation]) -> Callable[[], None]:
+    """The same work by the released way; each run leaves its conversations in `rows`."""
+    released = ReleasedRelay(setup.student, setup.teacher, setup.tokenizer, eos=eos)
+
+    def run() -> None:
+        rows[:] = [Conversation(prompt.text, scripts[prompt.prompt_id].cpu()) for prompt in setup.prompts]
+        for start in range(0, len(rows), setup.num_slots):
+            released.generate(rows[start : start + setup.num_slots], length)
+
+    return run
+
+
 def against_the_released_way(setup: Setup, length: int) -> dict[str, float]:
     """Question 1: completions of natural length with about four calls of eight tokens."""
     scripts = setup.scripts(4, 8, 100)
     decoder = setup.decoder()
     run = relay_run(setup, decoder, scripts, length)
-    released = ReleasedRelay(setup.student, setup.teacher, setup.tokenizer, eos=decoder.student.eos_token_ids[0])
     rows: list[Conversation] = []
-
-    def run_released() -> None:
-        rows[:] = [Conversation(prompt.text, scripts[prompt.prompt_id].cpu()) for prompt in setup.prompts]
-        for start in range(0, len(rows), setup.num_slots):
-            released.generate(rows[start : start + setup.num_slots], length)
-
+    run_released = released_run(setup, scripts, length, decoder.student.eos_token_ids[0], rows)
     seconds = best_of({"relay": run, "released": run_released}, setup.device, setup.repeats)
     stats = decoder.stats
     num_released_tokens = sum(row.num_tokens for row in rows)

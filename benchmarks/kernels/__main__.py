@@ -18,12 +18,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from relay_kernels.backends import BACKENDS, is_interpreting
 
 from benchmarks.harness import device_name, write_result
-from benchmarks.kernels import decode_attention, linear_log_probs, relay_advantages, relay_step
+from benchmarks.kernels import decode_attention, linear_log_probs, pointwise, relay_advantages, relay_step
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.report import print_outcome
 from benchmarks.kernels.run import copy_bandwidth, run_case
@@ -34,6 +35,7 @@ OPS: dict[str, Callable[[Target], list[Case]]] = {
     "relay_advantages": relay_advantages.cases,
     "linear_log_probs": linear_log_probs.cases,
     "decode_attention": decode_attention.cases,
+    **{op: partial(pointwise.cases, op=op) for op in pointwise.OPS},
 }
 
 

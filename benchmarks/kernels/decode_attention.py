@@ -99,16 +99,6 @@ def reference(inputs: Attention) -> Tensor:
     )  # fmt: skip
 
 
-def flash_attention(inputs: Attention) -> Tensor:
-    """`flash_attn_with_kvcache`, which appends too."""
-    from flash_attn import flash_attn_with_kvcache
-
-    return flash_attn_with_kvcache(
-        inputs.query, inputs.key_cache, inputs.value_cache, inputs.new_key, inputs.new_value,
-        cache_seqlens=inputs.cache_seqlens, causal=True,
-    )  # fmt: skip
-
-
 class FlashInfer:
     """FlashInfer's paged append and decode. The pages of a slot follow one another; the plan is made once."""
 
@@ -153,7 +143,7 @@ def cases(target: Target) -> list[Case]:
     shape = dict(zip(("B", "cached", "H", "K", "D"), sizes, strict=True))
     others: dict[str, Work] = {}
     if is_importable("flash_attn"):
-        others["FlashAttention"] = flash_attention
+        others["FlashAttention"] = partial(call, backend="flash")
     if is_importable("flashinfer"):
         others["FlashInfer"] = FlashInfer(target.dtype)
     num_rows, num_cached, _, num_kv_heads, size = sizes

@@ -126,9 +126,9 @@ def distance(kept: Tensor, uniform: Tensor, token: Tensor) -> Tensor:
 
 
 def reference(step: Step, options: Mapping[str, float]) -> None:
-    """The reference without the checks before it. The writer is an int: compiled, a tensor never equals an enum."""
+    """The reference without the checks before it."""
     relay_step_reference(
-        step.logits, step.state, None, int(Writer.STUDENT), step.table, step.eos_token_ids, 1.0,
+        step.logits, step.state, None, Writer.STUDENT, step.table, step.eos_token_ids, 1.0,
         int(options.get("top_k", 0)), options.get("top_p", 1.0), 0.0, False, SEED, None,
     )  # fmt: skip
 

@@ -7,7 +7,15 @@ import platform
 
 import torch
 
-from relay_kernels.backends import NO_NATIVE, choose_backend, has_triton, why_not_native, why_not_triton
+from relay_kernels.backends import (
+    NO_NATIVE,
+    ON_CPU_ONLY,
+    choose_backend,
+    has_flash_attention,
+    has_triton,
+    why_not_native,
+    why_not_triton,
+)
 from relay_kernels.native import describe_library
 
 POINTWISE_OPS = ("add_rms_norm", "rotate_heads", "silu_mul")
@@ -38,7 +46,7 @@ def describe_op(op: str, device: torch.device) -> str:
     """The backend that `op` takes for tensors of `device`, and why not the others."""
     no_native = None if op in NATIVE_DEVICES else NO_NATIVE
     if no_native is None and device.type not in NATIVE_DEVICES[op]:
-        no_native = "its native code is for the CPU"
+        no_native = ON_CPU_ONLY
     chosen = choose_backend(op, "auto", device, no_native=no_native)
     reasons = {
         "triton": why_not_triton(device) or "its interpreter runs only when backend='triton' asks for it",
@@ -54,7 +62,8 @@ def main() -> None:
         ("triton", version("triton") if has_triton() else "not installed"),
     ):
         print(f"{name} {value}")
-    print(f"flash-attn {version('flash-attn')} (no op uses it)")
+    flash = version("flash-attn") if has_flash_attention() else "not installed"
+    print(f"flash-attn {flash} (decode_attention uses it where backend='flash' asks for it)")
     print(f"native library: {describe_library()}")
     print("\n".join(describe_devices()))
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()

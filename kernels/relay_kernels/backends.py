@@ -1,5 +1,5 @@
 """Which implementation of an op runs: the PyTorch reference anywhere, the native library on CPU tensors, Triton on CUDA
-tensors or in its interpreter."""
+tensors or in its interpreter, FlashAttention where it is asked for."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from relay_kernels.native import load_library
 
-BACKENDS = ("auto", "reference", "native", "triton")
+BACKENDS = ("auto", "reference", "native", "triton", "flash")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NO_NATIVE = "the op has no native implementation"
+NO_FLASH = "FlashAttention has no such op"
+ON_CPU_ONLY = "its native code is for the CPU"
+FAKE = "fake tensors have shapes and no values"
 
 
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton can be imported; looks for the package without importing it."""
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def has_flash_attention() -> bool:
+    """Whether FlashAttention can be imported; looks for the package without importing it."""
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def is_interpreting() -> bool:
@@ -42,30 +51,42 @@ def why_not_triton(device: torch.device) -> str | None:
 
 def why_not_native(device: torch.device) -> str | None:
     """The reason why the native library cannot run on tensors of `device`, or None when it can."""
-    if device.type not in ("cpu", "cuda"):
-        return f"the tensors are on {device.type}, neither on the CPU nor on a CUDA device"
+    kind = device.type
     library, reason = load_library()
-    if reason is None and device.type == "cuda" and not library["has_cuda"]():
-        return "the native library was built without nvcc"
-    return reason
+    if kind == "cpu" or (kind == "cuda" and reason is not None):
+        return reason
+    if kind != "cuda":
+        return f"the tensors are on {kind}, neither on the CPU nor on a CUDA device"
+    return None if library["has_cuda"]() else "the native library was built without nvcc"
 
 
 def choose_backend(
-    op: str, backend: str, device: torch.device, *, why_not: str | None = None, no_native: str | None = NO_NATIVE
+    op: str,
+    backend: str,
+    device: torch.device,
+    *,
+    why_not: str | None = None,
+    no_native: str | None = NO_NATIVE,
+    no_flash: str | None = NO_FLASH,
 ) -> str:
-    """`reference`, `native` or `triton` for a call of `op` on tensors of `device`.
+    """`reference`, `native`, `triton` or `flash` for a call of `op` on tensors of `device`.
 
     "auto" takes Triton on CUDA tensors, the native library on CPU tensors and the reference where those cannot run;
-    the interpreter runs only when "triton" is asked for. `why_not` is the op's own reason against Triton for these
-    arguments, such as a dtype, `no_native` the one against the native library. Raises ValueError for a name that is no
-    backend and RuntimeError for an explicit backend that cannot run.
+    the interpreter and FlashAttention run only when they are asked for. `why_not` is the op's own reason against Triton
+    for these arguments, such as a dtype, `no_native` and `no_flash` those against the two others. Raises ValueError for
+    a name that is no backend and RuntimeError for an explicit backend that cannot run.
     """
+    if backend == "auto" and no_native is None and device.type == "cpu" and load_library()[1] is None:
+        return "native"  # What every step of a decoder on a CPU takes: no sentence is put together before it.
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} of {op} is unknown; it is one of {', '.join(BACKENDS)}")
     if backend == "reference":
         return backend
     wanted = backend if backend != "auto" else "triton" if device.type == "cuda" else "native"
-    reason = (why_not_triton(device) or why_not) if wanted == "triton" else (no_native or why_not_native(device))
+    if wanted == "triton":
+        reason = why_not_triton(device) or why_not
+    else:
+        reason = no_flash if wanted == "flash" else no_native or why_not_native(device)
     if reason is None:
         return wanted
     if backend == "auto":
@@ -73,16 +94,25 @@ def choose_backend(
     raise RuntimeError(f"backend={backend!r} of {op} cannot run: {reason}")
 
 
-def choose_backend_for(op: str, backend: str, first: Tensor, *others: Tensor | None, why_not: str | None = None) -> str:
-    """`choose_backend` for an op whose fast backends want one dtype of all its tensors, one that they know."""
+def choose_backend_for(
+    op: str,
+    backend: str,
+    first: Tensor,
+    *others: Tensor | None,
+    why_not: str | None = None,
+    no_flash: str | None = NO_FLASH,
+) -> str:
+    """`choose_backend` for an op whose native code is for the CPU, and whose fast backends want one dtype of all its
+    tensors, one that they know."""
     dtype = first.dtype
-    no_native, no_triton = _why_not_dtype(NATIVE_DTYPES, dtype), _why_not_dtype(TRITON_DTYPES, dtype)
+    reason = FAKE if type(first) is FakeTensor else None
     for other in others:
-        if other is not None and other.dtype != dtype:
-            no_native = no_triton = f"its tensors have one dtype, not {dtype} and {other.dtype}"
-    if isinstance(first, FakeTensor):
-        no_native = no_triton = "fake tensors have shapes and no values"
-    return choose_backend(op, backend, first.device, why_not=no_triton or why_not, no_native=no_native)
+        if other is not None and other.dtype is not dtype:
+            reason = reason or f"its tensors have one dtype, not {dtype} and {other.dtype}"
+    no_native = reason or (ON_CPU_ONLY if first.is_cuda else _why_not_dtype(NATIVE_DTYPES, dtype))
+    if no_native is not None:  # Else the dtype suits Triton too.
+        why_not = reason or _why_not_dtype(TRITON_DTYPES, dtype) or why_not
+    return choose_backend(op, backend, first.device, why_not=why_not, no_native=no_native, no_flash=no_flash)
 
 
 def _why_not_dtype(dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str | None:

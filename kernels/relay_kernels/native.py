@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 LIBRARY = {"linux": "librelay_kernels.so", "darwin": "librelay_kernels.dylib"}.get(sys.platform, "relay_kernels.dll")
 
 
@@ -37,6 +39,17 @@ def native_function(name: str) -> Any:
     """A function of the library, or None where there is no library. Takes tensors as they are, without a copy."""
     library, _ = load_library()
     return None if library is None else library[name]
+
+
+def run_native(name: str, *arguments: Any) -> bool:
+    """Whether a function of the library took its arguments and did its work. Else nothing was done: the library refuses
+    what does not fit, and cannot be given tensors without memory (meta)."""
+    try:
+        return bool(native_function(name)(*arguments))
+    except RuntimeError:
+        if any(isinstance(argument, Tensor) and argument.is_meta for argument in arguments):
+            return False
+        raise
 
 
 def describe_library() -> str:

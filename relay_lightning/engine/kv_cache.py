@@ -5,6 +5,9 @@ Shapes: S slots, N rows of a pass, T new tokens, H query heads, K key/value head
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 import torch
 from relay_kernels import decode_attention
 from torch import Tensor
@@ -16,8 +19,8 @@ VIEW_BUCKET = 32
 class SlotKVCache:
     """Per-layer keys and values [S, C, K, D], which each layer's attention appends to and reads in place.
 
-    A forward pass is announced with `begin`; the model then calls `attend` once per layer. Storage is made by the
-    first call of a layer, with the dtype and head shape that the model has.
+    A forward pass is announced with `begin`, under the autocast it runs in; the model then calls `attend` once per
+    layer. Storage is made by the first call of a layer, with the dtype and head shape that the model has.
     """
 
     def __init__(self, num_slots: int, max_length: int, device: torch.device) -> None:
@@ -27,21 +30,24 @@ class SlotKVCache:
         """[S] int64: tokens in each slot."""
         self.longest = 0
         """An upper bound of `lengths` that is known without asking the device."""
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._storages: list[tuple[Tensor, Tensor]] = []
+        """Keys and values of each layer."""
+        self._views: list[tuple[Tensor, Tensor]] = []
+        """Their columns in view."""
         self._columns = torch.arange(max_length, device=device)
         self._slots: Tensor | None = None
         self._num_cached = self.lengths
         """[N] int64: tokens before the announced pass."""
         self._num_new = self.lengths
         self._num_columns = 0
+        self._autocast_dtype: torch.dtype | None = None
         self.num_attended = 0
         """Layers of the announced pass that have attended."""
 
     @property
     def num_bytes(self) -> int:
         """Of the keys and values of all layers seen so far."""
-        return sum(storage.numel() * storage.itemsize for storage in (*self._keys, *self._values))
+        return sum(storage.numel() * storage.itemsize for storage in self._all_storages())
 
     def begin(self, slots: Tensor | None, num_new: Tensor, num_tokens: int) -> Tensor:
         """Plans a pass of T = num_tokens tokens a row, of which num_new[i] (0 to T) are real, and advances the lengths.
@@ -51,7 +57,8 @@ class SlotKVCache:
         lengths = self.lengths if slots is None else self.lengths.index_select(0, slots)
         self._slots, self._num_cached, self._num_new, self.num_attended = slots, lengths, num_new, 0
         self.longest = min(self.longest + num_tokens, self.max_length)
-        self._num_columns = min(-(-self.longest // VIEW_BUCKET) * VIEW_BUCKET, self.max_length)
+        self._autocast_dtype = _autocast_dtype(lengths.device.type)
+        self._look_at(min(-(-self.longest // VIEW_BUCKET) * VIEW_BUCKET, self.max_length))
         if slots is None:
             self.lengths = lengths + num_new
         else:
@@ -61,18 +68,19 @@ class SlotKVCache:
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer_index: int, scale: float | None) -> Tensor:
         """Appends the new keys and values, each [N, T, K, D], and returns the attention of `query`, [N, T, H, D]."""
-        dtype = _attention_dtype(values)
+        # Under autocast, attention computes with its dtype: it would narrow wider states at every step anew.
+        dtype = self._autocast_dtype or values.dtype
         self.num_attended += 1
-        if layer_index == len(self._keys):
-            self._keys.append(self._storage(values, dtype))
-            self._values.append(self._storage(values, dtype))
+        if layer_index == len(self._storages):
+            self._add_layer(values, dtype)
+        key_view, value_view = self._views[layer_index]
         return decode_attention(
-            query.to(dtype),
-            self._keys[layer_index][:, : self._num_columns],
-            self._values[layer_index][:, : self._num_columns],
+            _as(query, dtype),
+            key_view,
+            value_view,
             self._num_cached,
-            new_key=keys.to(dtype),
-            new_value=values.to(dtype),
+            new_key=_as(keys, dtype),
+            new_value=_as(values, dtype),
             num_new=self._num_new,
             slots=self._slots,
             scale=scale,
@@ -84,7 +92,7 @@ class SlotKVCache:
 
     def copy_prefix(self, source: int, targets: Tensor, length: int) -> None:
         """Makes the first `length` tokens of slot `source` the whole contents of each target slot."""
-        for storage in (*self._keys, *self._values):
+        for storage in self._all_storages():
             storage[targets, :length] = storage[source, :length]
         self.lengths = self.lengths.index_fill(0, targets, length)
         self.longest = max(self.longest, length)
@@ -93,11 +101,27 @@ class SlotKVCache:
         """Lowers the bound `longest` to what the caller has read back from the device."""
         self.longest = longest
 
-    def _storage(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        return like.new_empty((self.num_slots, self.max_length, *like.shape[2:]), dtype=dtype)
+    def _look_at(self, num_columns: int) -> None:
+        """Cuts the storages of all layers to so many columns, where they are not."""
+        if num_columns != self._num_columns:
+            self._num_columns = num_columns
+            self._views = [(keys[:, :num_columns], values[:, :num_columns]) for keys, values in self._storages]
+
+    def _add_layer(self, like: Tensor, dtype: torch.dtype) -> None:
+        shape = (self.num_slots, self.max_length, *like.shape[2:])
+        keys, values = like.new_empty(shape, dtype=dtype), like.new_empty(shape, dtype=dtype)
+        self._storages.append((keys, values))
+        self._views.append((keys[:, : self._num_columns], values[:, : self._num_columns]))
+
+    def _all_storages(self) -> Iterator[Tensor]:
+        return chain.from_iterable(self._storages)
 
 
-def _attention_dtype(states: Tensor) -> torch.dtype:
-    """What attention computes with: under autocast it would narrow wider states at every step anew."""
-    device_type = states.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states.dtype
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast computes with, where it is on."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+def _as(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """`states.to(dtype)`, without what that call costs where there is nothing to do."""
+    return states if states.dtype is dtype else states.to(dtype)

@@ -11,14 +11,16 @@ import torch
 
 from benchmarks import harness
 from benchmarks.kernels import __main__ as program
-from benchmarks.kernels import clock, decode_attention, linear_log_probs, relay_advantages, relay_step, run
+from benchmarks.kernels import clock, relay_advantages, run
 from benchmarks.kernels.gate import Check
 from benchmarks.kernels.outcome import OURS
 from benchmarks.kernels.run import run_case
 from benchmarks.kernels.target import Target
 
 CPU = Target(torch.device("cpu"), "reference", torch.Generator().manual_seed(0))
-OPS = (relay_step, relay_advantages, linear_log_probs, decode_attention)
+OPS = program.OPS
+REFERENCES_FOR_DEVICES = ("decode_attention", "linear_log_probs")
+"""Ops whose references look at values or at the device's mixed precision."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +59,9 @@ def test_no_time_counts_when_the_inputs_are_used_up():
         run_case(toy_case(is_intact=lambda _: False), CPU, 1e9)
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__.rsplit(".", 1)[-1])
+@pytest.mark.parametrize("op", OPS)
 def test_every_contestant_but_the_compiled_runs_at_the_small_shapes(op):
-    for case in op.cases(CPU):
+    for case in OPS[op](CPU):
         plain = {name: work for name, work in case.rivals.items() if name != "torch.compile"}
         outcome = run_case(replace(case, rivals=plain), CPU, 1e9)
         assert outcome.is_green, outcome.checks
@@ -67,14 +69,14 @@ def test_every_contestant_but_the_compiled_runs_at_the_small_shapes(op):
         assert set(outcome.contestants) == {OURS, *case.yardsticks, *plain}
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__.rsplit(".", 1)[-1])
+@pytest.mark.parametrize("op", OPS)
 def test_inputs_and_products_fit_each_other_at_the_full_shapes(op):
     """On tensors without storage, so that no GPU is needed."""
-    for case in op.cases(Target(torch.device("meta"), "reference")):
+    for case in OPS[op](Target(torch.device("meta"), "reference")):
         inputs = case.make_inputs()
         works = {**case.yardsticks, **case.rivals}
-        # Compiling needs the device; two references look at values or at the device's mixed precision.
-        skipped = {"torch.compile"} | ({"reference"} if op in (decode_attention, linear_log_probs) else set())
+        # Compiling needs the device.
+        skipped = {"torch.compile"} | ({"reference"} if op in REFERENCES_FOR_DEVICES else set())
         assert works.keys() - skipped
         for name in works.keys() - skipped:
             works[name](inputs)

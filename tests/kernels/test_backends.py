@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from relay_kernels import __main__ as overview
-from relay_kernels import backends, native
+from relay_kernels import (
+    add_rms_norm,
+    append_kv,
+    backends,
+    decode_attention,
+    linear_log_probs,
+    native,
+    relay_step,
+    rotate_heads,
+    silu_mul,
+)
 from relay_kernels.backends import choose_backend, why_not_native
+from relay_kernels.relay_step import RelayStepState
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -73,3 +84,34 @@ def test_the_overview_names_every_op_with_its_backend_and_the_reason(capsys):
         [line] = [line for line in lines if line.startswith(f"{op} ") and " cpu " in line]
         assert ("native" if op in overview.NATIVE_DEVICES and why_not_native(CPU) is None else "reference") in line
         assert "not triton: " in line
+
+
+def empty(*shape, device="cpu", dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+META = {"device": "meta"}
+ROWS = {"dtype": torch.int64}
+
+
+def step(**options):
+    return relay_step(empty(2, 8), RelayStepState.empty(2, 4), writer="student", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("weight", lambda: add_rms_norm(empty(2, 8), empty(8, **META), 1e-6)),
+        ("up", lambda: silu_mul(empty(2, 8), empty(2, 8, **META))),
+        ("sine", lambda: rotate_heads(*[empty(1, 1, 2, 8)] * 2, empty(1, 1, 8), empty(1, 1, 8, **META))),
+        ("new_key", lambda: append_kv(*[empty(1, 4, 2, 8)] * 2, *[empty(1, 1, 2, 8, **META)] * 2, empty(1, **ROWS))),
+        ("query", lambda: decode_attention(empty(1, 1, 2, 8), *[empty(1, 4, 2, 8, **META)] * 2, empty(1, **ROWS))),
+        ("slots", lambda: decode_attention(*[empty(1, 1, 2, 8)] * 3, empty(1, **ROWS), slots=empty(1, **META, **ROWS))),
+        ("eos_token_ids", lambda: step(eos_token_ids=empty(1, **META, **ROWS))),
+        ("temperature", lambda: step(eos_token_ids=empty(1, **ROWS), temperature=empty(2, **META))),
+        ("targets", lambda: linear_log_probs(empty(2, 8), empty(9, 8), empty(2, **META, **ROWS))),
+    ],
+)
+def test_a_tensor_without_memory_among_others_is_named_with_its_device(name, call):
+    with pytest.raises(ValueError, match=rf"{name}\b.*\bmeta"):
+        call()

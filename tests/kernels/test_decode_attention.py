@@ -6,6 +6,8 @@ import pytest
 import torch
 from native_library import needs_library
 from relay_kernels.decode_attention import append_kv, decode_attention
+from relay_kernels.decode_attention.reference import append_kv_reference
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @pytest.fixture(params=["reference", pytest.param("native", marks=needs_library)])
@@ -239,3 +241,19 @@ def test_a_dtype_that_the_library_lacks_runs_by_definition_unless_native_is_aske
     decode_attention(**inputs)
     with pytest.raises(RuntimeError, match=r"backend='native' of decode_attention cannot run: .*float64"):
         decode_attention(**inputs, backend="native")
+
+
+def test_append_by_definition_waits_for_no_value_and_drops_what_is_beyond_the_capacity():
+    """Picking out the new tokens would ask the device how many they are, which fake tensors cannot say."""
+    inputs = make(tokens=6, capacity=4)
+    names = ("key_cache", "value_cache", "new_key", "new_value")
+    lengths, num_new, slots = torch.tensor([0, 3, 2]), torch.tensor([6, 2, 1]), torch.tensor([1, 3, 0])
+    before = inputs["key_cache"].clone()
+    append_kv_reference(*(inputs[name] for name in names), lengths, num_new, slots)
+    before[1] = inputs["new_key"][0, :4]
+    before[3, 3] = inputs["new_key"][1, 0]
+    before[0, 2] = inputs["new_key"][2, 0]
+    assert torch.equal(inputs["key_cache"], before)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (*(inputs[name] for name in names), lengths, num_new, slots)]
+        append_kv_reference(*fakes)

@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 import torch
-from relay_kernels.relay_step import RelayStepState, RowStatus, philox_uniform, relay_step
+from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, Writer, philox_uniform, relay_step
+from relay_kernels.relay_step.reference import relay_step_reference
 from relay_kernels.relay_step.sampling import draw, keep_most_probable, sample_tokens
 from small_vocabulary import VOCAB_SIZE, small_protocol, spell
 from torch import Tensor
@@ -201,3 +202,16 @@ def test_bad_arguments_are_named():
         relay_step(torch.zeros(2, 4), state, writer="nobody", eos_token_ids=EOS)
     with pytest.raises(ValueError, match="table is for a vocabulary"):
         relay_step(torch.zeros(2, 4), state, writer="student", eos_token_ids=EOS, table=TABLE)
+
+
+@pytest.mark.parametrize(("writer", "table"), [(Writer.STUDENT, TABLE), (Writer.TEACHER, None)])
+def test_the_definition_compiles_whole_and_does_the_same(writer: Writer, table: CommandTable | None):
+    status = RowStatus.STUDENT if writer == Writer.STUDENT else RowStatus.TEACHER
+    plain, compiled = new_state(3, status), new_state(3, status)
+    logits = torch.randn(3, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    rest = (None, writer, table, EOS, 1.0, 0, 1.0, 0.0, False, 5, None)
+    relay_step_reference(logits, plain, *rest)
+    torch.compile(relay_step_reference, backend="eager", fullgraph=True)(logits, compiled, *rest)
+    assert plain.num_tokens.tolist() == [1, 1, 1]
+    for field in fields(RelayStepState):
+        assert torch.equal(getattr(compiled, field.name), getattr(plain, field.name)), field.name

@@ -10,8 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from relay_kernels.backends import NATIVE_DTYPES, TRITON_DTYPES, choose_backend
+from relay_kernels.backends import NO_FLASH, choose_backend_for
 from relay_kernels.decode_attention.checks import check_append, check_attention
+from relay_kernels.decode_attention.flash_impl import decode_attention_flash, why_not_flash
 from relay_kernels.decode_attention.native_impl import append_kv_native, decode_attention_native
 from relay_kernels.decode_attention.reference import append_kv_reference, decode_attention_reference
 
@@ -38,13 +39,7 @@ def append_kv(
     read back: there a token beyond the capacity is dropped.
     """
     arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
-    chosen = choose_backend(
-        "append_kv",
-        backend,
-        key_cache.device,
-        why_not=_why_not_triton(key_cache),
-        no_native=_why_not_native(key_cache),
-    )
+    chosen = choose_backend_for("append_kv", backend, key_cache, why_not=_why_not_triton(key_cache))
     if chosen == "native":
         append_kv_native(*arguments)
         return
@@ -76,23 +71,23 @@ def decode_attention(
     query: [B, T, H, D]; key_cache, value_cache: [S, L, K, D]; cache_seqlens: [B] int32 or int64, tokens in the cache
     *before* the new ones. With new_key and new_value [B, T, K, D] the new tokens are also appended to the caches (as
     `append_kv` would); without them they are already there. num_new, slots: as in `append_kv`. scale: 1 / sqrt(D) by
-    default. Raises ValueError that names the argument. Fake tensors, which have shapes and no values, give fake ones.
+    default. backend="flash" is FlashAttention, which never runs unasked. Raises ValueError that names the argument.
+    Fake tensors, which have shapes and no values, give fake ones.
     """
     if isinstance(query, FakeTensor):
         output: Tensor = query.new_empty(query.shape)
         return output
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
-    chosen = choose_backend(
-        "decode_attention",
-        backend,
-        query.device,
-        why_not=_why_not_triton(key_cache),
-        no_native=_why_not_native(query),
+    no_flash = why_not_flash(query) if backend == "flash" else NO_FLASH
+    chosen = choose_backend_for(
+        "decode_attention", backend, query, why_not=_why_not_triton(key_cache), no_flash=no_flash
     )
     if chosen == "native":
         return decode_attention_native(*arguments, scale)
     check_attention(*arguments)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if chosen == "flash":
+        return decode_attention_flash(*arguments, scale)
     if chosen == "triton":
         from relay_kernels.decode_attention.triton_impl import decode_attention_triton
 
@@ -101,18 +96,7 @@ def decode_attention(
 
 
 def _why_not_triton(key_cache: Tensor) -> str | None:
-    """The op's own reasons against Triton."""
-    if key_cache.dtype not in TRITON_DTYPES:
-        return f"its dtypes are float32, float16 and bfloat16, not {key_cache.dtype}"
+    """The op's own reason against Triton."""
     if key_cache.shape[-1] > MAX_HEAD_SIZE:
         return f"its head sizes end at {MAX_HEAD_SIZE}, not {key_cache.shape[-1]}"
-    return None
-
-
-def _why_not_native(tensor: Tensor) -> str | None:
-    """The op's own reasons against the native library."""
-    if tensor.is_cuda:
-        return "its native code is for the CPU"
-    if tensor.dtype not in NATIVE_DTYPES:
-        return f"its dtypes are float32 and bfloat16, not {tensor.dtype}"
     return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relay_kernels.decode_attention.checks import check_append, check_attention
-from relay_kernels.native import native_function
+from relay_kernels.native import run_native
 
 
 def append_kv_native(
@@ -24,7 +24,7 @@ def append_kv_native(
 ) -> None:
     """`append_kv`, in place."""
     arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
-    if not native_function("append_kv")(*arguments):
+    if not run_native("append_kv", *arguments):
         check_append(*arguments)
         raise RuntimeError("the native library refuses arguments of append_kv that are in order")
 
@@ -42,8 +42,8 @@ def decode_attention_native(
 ) -> Tensor:
     """`decode_attention`, [B, T, H, D]; fp32 inside."""
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
-    output = torch.empty(query.shape, dtype=query.dtype)
-    if not native_function("decode_attention")(output, *arguments, scale, torch.get_num_threads()):
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    if not run_native("decode_attention", output, *arguments, scale, torch.get_num_threads()):
         check_attention(*arguments)
         raise RuntimeError("the native library refuses arguments of decode_attention that are in order")
     return output

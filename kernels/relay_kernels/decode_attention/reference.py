@@ -19,14 +19,18 @@ def append_kv_reference(
     slots: Tensor | None,
 ) -> None:
     """`append_kv`, in place."""
-    num_rows, num_tokens = new_key.shape[:2]
-    token = torch.arange(num_tokens, device=new_key.device)
-    position = cache_seqlens.long()[:, None] + token  # [B, T]
-    is_new = _is_new(num_rows, num_tokens, num_new, new_key.device) & (position < key_cache.shape[1])
-    rows, tokens = is_new.nonzero(as_tuple=True)
-    slot = rows if slots is None else slots.long()[rows]
-    key_cache[slot, position[rows, tokens]] = new_key[rows, tokens]
-    value_cache[slot, position[rows, tokens]] = new_value[rows, tokens]
+    capacity, device = key_cache.shape[1], new_key.device
+    num_rows, num_tokens = new_key.shape[0], min(new_key.shape[1], capacity)
+    if num_tokens == 0:
+        return
+    position = cache_seqlens.long()[:, None] + torch.arange(num_tokens, device=device)  # [B, T]
+    is_new = _is_new(num_rows, num_tokens, num_new, device) & (position < capacity)
+    slot = torch.arange(num_rows, device=device) if slots is None else slots.long()
+    # To pick the new tokens out would wait for the device. So all are written, padding with what is there already;
+    # taken modulo the capacity, the places of a row are distinct.
+    place = (slot[:, None], position % capacity)
+    for cache, new in ((key_cache, new_key), (value_cache, new_value)):
+        cache[place] = torch.where(is_new[..., None, None], new[:, :num_tokens], cache[place])
 
 
 def decode_attention_reference(

@@ -37,6 +37,9 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
     for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if tensor is not None and not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor; got {tensor.dtype}.")
+    for name, tensor in (("weight", weight), ("targets", targets), ("bias", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} must be on {hidden.device}, where hidden is; it is on {tensor.device}.")
     if hidden.ndim != 2:
         raise ValueError(f"hidden must have the shape [T, D]; got {list(hidden.shape)}.")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:

@@ -65,13 +65,19 @@ def relay_step(
         temperature, top_k, top_p, min_p, mask_commands, seed, uniforms,
     )  # fmt: skip
     chosen = choose_backend("relay_step", backend, logits.device, no_native=None)
+    if chosen == "native" and relay_step_native(*arguments):
+        return
+    _check_devices(
+        logits, slots=slots, eos_token_ids=eos_token_ids, table=None if table is None else table.next_state,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, uniforms=uniforms,
+    )  # fmt: skip
     if chosen == "triton":
         from relay_kernels.relay_step.triton_impl import relay_step_triton
 
         relay_step_triton(*arguments)
-    elif chosen != "native" or not relay_step_native(*arguments):
-        if backend == "native":
-            raise RuntimeError(f"backend='native' of relay_step cannot run: {REFUSED}")
+    elif backend == "native":
+        raise RuntimeError(f"backend='native' of relay_step cannot run: {REFUSED}")
+    else:
         relay_step_reference(*arguments)
 
 
@@ -90,3 +96,12 @@ def _check(
         raise ValueError(f"logits have {logits.shape[0]} rows for {num_rows} slots")
     if table is not None and table.vocab_size != logits.shape[1]:
         raise ValueError(f"table is for a vocabulary of {table.vocab_size}, logits have {logits.shape[1]}")
+
+
+def _check_devices(logits: Tensor, **others: object) -> None:
+    """Raises ValueError unless all tensors are where the logits are."""
+    for name, other in others.items():
+        if isinstance(other, Tensor) and other.device != logits.device:
+            raise ValueError(
+                f"{name} of relay_step must be on {logits.device}, where the logits are, not {other.device}"
+            )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from relay_kernels.backends import on_device
-from relay_kernels.native import native_function
+from relay_kernels.native import run_native
 from relay_kernels.relay_step.commands import CommandTable
 from relay_kernels.relay_step.state import RelayStepState, Writer
 
@@ -38,7 +38,8 @@ def relay_step_native(
     )  # fmt: skip
     signed_seed = (seed + 2**63) % 2**64 - 2**63  # its low 64 bits, as the int64 that crosses over
     with on_device(logits):
-        done = native_function("relay_step")(
+        return run_native(
+            "relay_step",
             logits,
             slots,
             int(writer),
@@ -68,4 +69,3 @@ def relay_step_native(
             uniforms,
             torch.get_num_threads(),
         )
-    return bool(done)

@@ -32,7 +32,7 @@ def relay_step_reference(
     """See `relay_kernels.relay_step`."""
     position = _rows(state.num_tokens, slots)
     status = _rows(state.status, slots)
-    is_active = status == writer
+    is_active = status == int(writer)  # torch.compile takes a tensor never to equal a member of an enum
     command_state = None if table is None else _rows(state.command_state, slots)
 
     is_banned = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relay_kernels.native import native_function
+from relay_kernels.native import run_native
 from relay_kernels.rotate_heads.reference import check_rotate_heads
 
 
@@ -22,8 +22,7 @@ def rotate_heads_native(
     arguments = (query, key, cosine, sine, query_norm, key_norm)
     turned_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     turned_key = torch.empty_like(key, memory_format=torch.contiguous_format)
-    run = native_function("rotate_heads")
-    if not run(turned_query, turned_key, *arguments, eps, torch.get_num_threads()):
+    if not run_native("rotate_heads", turned_query, turned_key, *arguments, eps, torch.get_num_threads()):
         check_rotate_heads(*arguments)
         raise RuntimeError("the native library refuses arguments of rotate_heads that are in order")
     return turned_query, turned_key

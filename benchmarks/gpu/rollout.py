@@ -1,0 +1,124 @@
+"""What a rollout costs: 1.7B and 8B write many completions together, the teacher about 1 % of their tokens.
+
+Beside it the student alone at the same length; the teacher's share by itself, in full batches without waiting (its
+prefill of every context once, and its tokens); and the released way, on shorter completions with as large a share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.bench_relay_decode import EndlessEngine, Setup, greedy, relay_run, released_run
+from benchmarks.gpu.scale import Scale, bar, text_tokenizer
+from benchmarks.harness import seconds
+from benchmarks.released_way import Conversation
+from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.relay.decoder import RelayRequest
+from relay_lightning.tiny.task import generate_problems
+
+STUDENT, TEACHER = "1.7B", "8B"
+LEAST_OF_IDEAL, LEAST_SPEEDUP = 0.85, 5.0
+PREFILL_TOKENS = 128
+"""Tokens of a chunk in which the teacher's ideal prefill reads its contexts."""
+
+
+def measure(scale: Scale) -> Iterator[dict[str, Any]]:
+    """Figures of each way, as soon as they are there."""
+    tokenizer = text_tokenizer()
+    setup = Setup(
+        scale.random_model(STUDENT, tokenizer),
+        scale.random_model(TEACHER, tokenizer),
+        tokenizer,
+        [
+            make_prompt(tokenizer, index, problem.question)
+            for index, problem in enumerate(generate_problems("test", scale.num_completions, seed=0))
+        ],
+        scale.num_slots,
+        repeats=1,
+    )
+    _warm_up(setup, scale)
+    yield from _against_the_student_alone(setup, scale)
+    yield from _against_the_released_way(setup, scale)
+
+
+def _warm_up(setup: Setup, scale: Scale) -> None:
+    """A short run of everything that the relay launches."""
+    few = replace(setup, prompts=setup.prompts[: scale.num_slots])
+    scripts = few.scripts(1, scale.call_tokens, scale.released_tokens)
+    relay_run(few, few.decoder(EndlessEngine), scripts, scale.released_tokens)()
+
+
+def _against_the_student_alone(setup: Setup, scale: Scale) -> Iterator[dict[str, Any]]:
+    decoder, length = setup.decoder(EndlessEngine), scale.completion_tokens
+    work = {"num_completions": scale.num_completions, "num_slots": scale.num_slots, "completion_tokens": length}
+    num_tokens = scale.num_completions * length
+    requests = [RelayRequest(prompt) for prompt in setup.prompts]
+    alone_s = seconds(lambda: decoder.generate(requests, greedy(length), max_calls=0), setup.device)
+    yield {**work, "way": "student alone", "seconds": alone_s, "tokens_per_s": num_tokens / alone_s}
+    teacher_s = seconds(lambda: _teacher_by_itself(setup, scale), setup.device)
+    yield {**work, "way": "teacher's share alone", "seconds": teacher_s}
+    scripts = setup.scripts(scale.num_calls, scale.call_tokens, length)
+    relay_s = seconds(relay_run(setup, decoder, scripts, length), setup.device)
+    stats = decoder.stats
+    share = (alone_s + teacher_s) / relay_s
+    yield {
+        **work,
+        "way": "relay",
+        "seconds": relay_s,
+        "tokens_per_s": stats.num_tokens / relay_s,
+        "num_calls": stats.num_calls,
+        "teacher_share": stats.num_teacher_tokens / stats.num_tokens,
+        "teacher_prefill_tokens": stats.num_teacher_prefill_tokens,
+        "student_s": stats.student_s,
+        "teacher_s": stats.teacher_s,
+        "prefill_s": stats.prefill_s,
+        "host_s": stats.host_s,
+        **bar("of the throughput of student and teacher each at their best", share, LEAST_OF_IDEAL, scale),
+    }
+
+
+def _teacher_by_itself(setup: Setup, scale: Scale) -> None:
+    """The teacher reads as many contexts as there are completions, whole, and writes its tokens, all in one batch."""
+    engine = EndlessEngine(setup.teacher)
+    num_context = len(setup.prompts[0].token_ids) + scale.completion_tokens
+    slots = torch.arange(scale.num_slots, device=setup.device)
+    is_active = torch.ones_like(slots, dtype=torch.bool)
+    with engine.session():
+        engine.allocate(scale.num_slots, num_context + scale.num_calls * scale.call_tokens)
+        for _ in range(-(-scale.num_completions // scale.num_slots)):
+            engine.truncate(slots, torch.zeros_like(slots))
+            engine.tighten(0)
+            for start in range(0, num_context, PREFILL_TOKENS):
+                width = min(PREFILL_TOKENS, num_context - start)
+                ids = torch.full((scale.num_slots, width), 8, device=setup.device)
+                engine.extend(slots, ids, torch.full_like(slots, width))
+            token = torch.full_like(slots, 8)
+            for _ in range(scale.num_calls * scale.call_tokens):
+                token = engine.step(token, is_active).argmax(-1)
+
+
+def _against_the_released_way(setup: Setup, scale: Scale) -> Iterator[dict[str, Any]]:
+    """One batch of shorter completions by both ways."""
+    setup, length = replace(setup, prompts=setup.prompts[: scale.num_slots]), scale.released_tokens
+    scripts = setup.scripts(1, max(1, length // 100), length)
+    decoder, rows = setup.decoder(EndlessEngine), list[Conversation]()
+    relay_s = seconds(relay_run(setup, decoder, scripts, length), setup.device)
+    rate = decoder.stats.num_tokens / relay_s
+    work = {"num_completions": len(setup.prompts), "num_slots": scale.num_slots, "completion_tokens": length}
+    yield {**work, "way": "relay", "seconds": relay_s, "tokens_per_s": rate, "num_calls": decoder.stats.num_calls}
+    # An end that nobody writes: without any, Transformers lets a row that has called write on beside the others.
+    run_released = released_run(setup, scripts, length, setup.tokenizer.eos_token_id, rows)
+    released_s = seconds(run_released, setup.device)
+    released_rate = sum(row.num_tokens for row in rows) / released_s
+    yield {
+        **work,
+        "way": "released",
+        "seconds": released_s,
+        "tokens_per_s": released_rate,
+        "num_calls": sum(row.num_calls for row in rows),
+        **bar("relay, times the released way", rate / released_rate, LEAST_SPEEDUP, scale),
+    }

@@ -19,6 +19,7 @@ from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.phases import LOSS
 from relay_lightning.modules.self_samples import (
     draw_self_samples,
     fingerprint,
@@ -108,8 +109,9 @@ class WarmupModule(RelayModule):
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of the completion's tokens, commands included; the prompt is masked."""
+        self.start_update(batch.loss_mask)
         token_ids, loss_mask = batch.token_ids.to(self.device), batch.loss_mask.to(self.device)
-        with self.step_randomness():
+        with self.step_randomness(), self.clock(LOSS):
             log_probs = token_log_probs(self.student, token_ids, loss_mask).log_probs
         num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss = sft_loss(log_probs, loss_mask, batch.num_step_loss_tokens, num_micro_batches)

@@ -152,8 +152,8 @@ class DecodeRun:
         """One turn: choose a side, let its waiting rows in, write, and see what became of its rows."""
         self._choose_writer()
         self._hand_over()
-        self._write()
-        self._look()
+        if self._running[self._writer]:
+            self._look(self._write())
         self._admit()
 
     def _choose_writer(self) -> None:
@@ -207,22 +207,25 @@ class DecodeRun:
         state.status[slots] = int(RowStatus.STUDENT)
         return rows
 
-    def _write(self) -> None:
-        """Decode steps of the chosen side; the host does not look in between."""
-        running = self._running[self._writer]
-        if not running:
-            return
+    def _write(self) -> list[list[int]]:
+        """Decode steps of the chosen side; the host does not look in between.
+
+        Returns status, tokens, requested n and cached tokens of every slot, [4, S], for which the host waits.
+        """
         start_s = time.perf_counter()
+        running, state = self._running[self._writer], self._state
         side, policy = self._sides[self._writer], self.options.policy
         asks = self._writer == Writer.STUDENT and policy.decides_per_token
-        slots = None if len(running) == self._state.num_slots else self._tensor(sorted(running))
+        slots = None if len(running) == state.num_slots else self._tensor(sorted(running))
         for _ in range(self.options.steps_per_look):
             logits = side.forward(slots)
             if asks:
                 self._ask_policy(logits, slots)
             side.step(slots, logits)
+        facts = torch.stack([state.status.long(), state.num_tokens, state.command_n, side.engine.lengths]).tolist()
         side.num_steps += self.options.steps_per_look
         side.step_s += time.perf_counter() - start_s
+        return facts
 
     def _ask_policy(self, logits: Tensor, slots: Tensor | None) -> None:
         """Marks the rows that the policy hands over before their next token. logits: [N, V] of `slots` (None: all)."""
@@ -244,15 +247,10 @@ class DecodeRun:
         state.command_n[slots] = torch.where(wanted, requested, n)
         state.status[slots] = status.masked_fill(wanted, int(RowStatus.CALLED))
 
-    def _look(self) -> None:
-        """Reads the statuses back and moves the rows that no longer run."""
+    def _look(self, facts: list[list[int]]) -> None:
+        """Moves the rows that no longer run. facts: what `_write` returned."""
         running = self._running[self._writer]
-        if not running:
-            return
-        state, lengths = self._state, self._sides[self._writer].engine.lengths
-        status, num_tokens, command_n, num_cached = torch.stack(
-            [state.status.long(), state.num_tokens, state.command_n, lengths]
-        ).tolist()
+        status, num_tokens, command_n, num_cached = facts
         free = set(self._free_slots)
         self._sides[self._writer].engine.tighten(max(num for slot, num in enumerate(num_cached) if slot not in free))
         moved = [running.pop(slot) for slot in list(running) if status[slot] != self._writer]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -44,6 +44,11 @@ UPDATE_BAR = {"time/update_s", "throughput/mfu", "memory/peak_gb"}
 """Figures of the optimiser step that it shows."""
 
 
+AUTO_SLOTS = "auto"
+NumSlots = int | Literal["auto"]
+"""Rows decoded together; `auto` is as many as the memory plan has room for, which the command line finds out."""
+
+
 class RelayModule(LightningModule):
     """Builds the student as its only submodule; the teacher lives in the decoder, where no checkpoint sees it.
 
@@ -57,7 +62,7 @@ class RelayModule(LightningModule):
         teacher: str | None,
         student_loading: LoadSettings,
         teacher_loading: LoadSettings,
-        num_slots: int,
+        num_slots: NumSlots,
         max_completion_tokens: int,
         max_calls: int | None,
         max_call_tokens: int | None,
@@ -287,6 +292,8 @@ class RelayModule(LightningModule):
         return self.device if self._trainer is None else self.trainer.strategy.root_device
 
     def _build_decoder(self) -> RelayDecoder:
+        if isinstance(self.num_slots, str):
+            raise ValueError(f"num_slots is {self.num_slots!r}, for which the command line plans; set a number.")
         teacher = teacher_tokenizer = None
         if self.teacher_name is not None:
             teacher = load_model(self.teacher_name, None, self.teacher_loading, self.device).requires_grad_(False)

@@ -14,7 +14,7 @@ from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.modules.base import RelayModule
+from relay_lightning.modules.base import NumSlots, RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
 from relay_lightning.modules.phases import COLLATE, LOSS, REWARD, ROLLOUT
@@ -43,7 +43,7 @@ class GRPOModule(RelayModule):
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
         group_size: completions per prompt.
-        num_slots: rows decoded together.
+        num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the student's samples; log-probabilities are taken at it as well.
         top_k: of the student's samples; 0 keeps all tokens.
@@ -88,7 +88,7 @@ class GRPOModule(RelayModule):
         student_loading: LoadSettings = DEFAULT,
         teacher_loading: LoadSettings = DEFAULT,
         group_size: int = 8,
-        num_slots: int = 128,
+        num_slots: NumSlots = 128,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
         top_k: int = 0,

@@ -17,7 +17,7 @@ from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.modules.base import RelayModule
+from relay_lightning.modules.base import NumSlots, RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.phases import LOSS
 from relay_lightning.modules.self_samples import (
@@ -45,7 +45,7 @@ class WarmupModule(RelayModule):
         teacher: checkpoint that answers calls in validation; null validates teacher-free.
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
-        num_slots: rows decoded together.
+        num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the self-sampled completions.
         top_k: of the self-sampled completions; 0 keeps all tokens.
@@ -70,7 +70,7 @@ class WarmupModule(RelayModule):
         teacher: str | None = "tiny:teacher",
         student_loading: LoadSettings = DEFAULT,
         teacher_loading: LoadSettings = DEFAULT,
-        num_slots: int = 128,
+        num_slots: NumSlots = 128,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
         top_k: int = 0,

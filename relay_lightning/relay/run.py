@@ -20,6 +20,7 @@ from relay_lightning.engine.base import TokenEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.bridge import TextBridge
+from relay_lightning.relay.capacity import student_capacity, teacher_capacity
 from relay_lightning.relay.policies import Policy, PolicyView
 from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.relay.rows import FINISHED, OpenCall, RelayRequest, Row
@@ -31,11 +32,6 @@ NEVER = 2**62
 TEACHER_WEIGHT = 2
 """128 rows that call once each: 264 student and 26 teacher steps in place of 382 and 25 with a weight of 1; with 8, 178
 and 55. Rows that are refilled from a queue and call four times: 312 and 192 in place of 349 and 136."""
-BRIDGE_EXPANSION = 3
-"""Room in the teacher's slots for completions that take so many times more tokens in its vocabulary than in the
-student's; one beyond it ends by length."""
-CONTEXT_MARGIN = 16
-"""Spare room in the teacher's slots: what is left of straddling tokens may take more tokens than the command did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +82,8 @@ class DecodeRun:
         self._segment_start = torch.zeros_like(self._state.num_tokens)
         self._call_floor = torch.zeros_like(self._state.num_tokens)
         """[S]: completion length below which a policy may not hand over."""
-        longest = max(
-            len(request.prompt.token_ids) + limit for request, limit in zip(requests, self._limits, strict=True)
-        )
+        longest_prompt = max(len(request.prompt.token_ids) for request in requests)
+        longest = student_capacity(longest_prompt, options.sampling.max_completion_tokens, student.max_context)
         student.allocate(num_slots, longest)
         table = protocol.table.to(student.device)
         mask_commands = not options.policy.allows_commands or options.max_calls is not None
@@ -99,10 +94,13 @@ class DecodeRun:
         }
         self._teacher_capacity = 0
         if teacher is not None and options.policy.needs_teacher:
-            longest += CONTEXT_MARGIN
-            if bridge is not None:
-                longest = max(map(len, self._teacher_prompts)) + BRIDGE_EXPANSION * max(self._limits)
-            self._teacher_capacity = min(longest, teacher.max_context)
+            self._teacher_capacity = teacher_capacity(
+                longest,
+                max(map(len, self._teacher_prompts)),
+                options.sampling.max_completion_tokens,
+                teacher.max_context,
+                has_bridge=bridge is not None,
+            )
             teacher.allocate(num_slots, self._teacher_capacity)
             self._sides[Writer.TEACHER] = Side(
                 Writer.TEACHER, teacher, options.teacher_sampling, self._state, options.seed
@@ -117,8 +115,13 @@ class DecodeRun:
         return self.num_finished < len(self._completions)
 
     @property
+    def outcomes(self) -> list[Completion | None]:
+        """The completion of each request; None of one that is not finished."""
+        return self._completions
+
+    @property
     def completions(self) -> list[Completion]:
-        """All completions, in the order of the requests."""
+        """All that are finished, in the order of the requests."""
         return [completion for completion in self._completions if completion is not None]
 
     def stats(self, wall_s: float) -> DecodeStats:

@@ -19,7 +19,7 @@ from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.architecture import describe
-from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.loading import load_model, load_tokenizer, load_untrained
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.sharding import shard
@@ -132,13 +132,7 @@ class RelayModule(LightningModule):
 
     def load_untrained_student(self) -> Any:
         """The student as training finds it, without adapters: on this process's device if it is quantised there."""
-        is_quantized = self.student_loading.quantization is not None
-        return load_model(
-            self.student_name,
-            None if is_quantized else torch.float32,
-            self.student_loading,
-            self._own_device if is_quantized else "cpu",
-        )
+        return load_untrained(self.student_name, self.student_loading, self._own_device)
 
     @property
     def decoder(self) -> RelayDecoder:

@@ -24,9 +24,10 @@ from relay_lightning.callbacks.rollout_writer import RolloutWriter
 from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.callbacks.throughput import Throughput
 from relay_lightning.commands.parser import OneSentenceErrors
-from relay_lightning.commands.plan import plan
+from relay_lightning.commands.plan import OnMisfit, plan, plan_run
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.sft import WarmupDataModule
+from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.grpo import GRPOModule
 from relay_lightning.modules.warmup import WarmupModule
 
@@ -75,6 +76,13 @@ class RelayCLI(LightningCLI):
             default=None,
             help="Folder of everything the run makes (default: runs/<stage>). A run in it is never overwritten.",
         )
+        parser.add_argument(
+            "--plan",
+            type=OnMisfit | None,
+            default=None,
+            help="What happens before weights are loaded if memory will not suffice: stop, warn, or off, which does "
+            "not look (default: stop on a GPU, off on a CPU). `python -m relay_lightning plan` shows the plan.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.add_lightning_class_args(RolloutPrinter, "printer")
         parser.add_lightning_class_args(Report, "report")
@@ -106,6 +114,12 @@ class RelayCLI(LightningCLI):
 
     def _writes_run_folder(self, config: Any) -> bool:
         return self._chosen == "fit" and not config.trainer.fast_dev_run
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if isinstance(self.model, RelayModule):
+            is_fit = self._chosen == "fit"
+            plan_run(self.model, self.datamodule, self.trainer, self.config[self._chosen].plan if is_fit else "off")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer of the configuration; for `fit` with the run folder and the callbacks of a run."""

@@ -69,6 +69,16 @@ def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
     return SmallPair(str(folder / "student"), str(folder / "teacher"), str(problems))
 
 
+@pytest.fixture(scope="session")
+def byte_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an untrained model whose every token is one byte."""
+    from byte_model import save_byte_model
+
+    folder = tmp_path_factory.mktemp("byte-teacher")
+    save_byte_model(folder)
+    return str(folder)
+
+
 def _plain_text(rng: random.Random) -> str:
     digits = "".join(rng.choice("123") for _ in range(rng.randint(2, 6)))
     return f"{digits}. The answer is \\boxed{{{rng.choice('123')}}}."

@@ -57,7 +57,8 @@ class StepProgress(ProgressBar):
     ) -> None:
         if self._bar is None or trainer.global_step == self._bar.n:
             return
-        shown = {name: f"{float(value):.3g}" for name, value in trainer.progress_bar_metrics.items()}
+        metrics = trainer.progress_bar_metrics
+        shown = {name.removeprefix("time/"): f"{float(value):.3g}" for name, value in metrics.items()}
         if THROUGHPUT in trainer.callback_metrics:
             shown["tok/s"] = f"{float(trainer.callback_metrics[THROUGHPUT]):.0f}"
         self._bar.set_postfix(shown, refresh=False)

@@ -24,6 +24,7 @@ from relay_lightning.evaluation.evaluate import EvalResult
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
 from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
 from relay_lightning.models.loading import load_model
+from relay_lightning.models.settings import LoadSettings
 from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.types import Prompt
@@ -36,6 +37,7 @@ class Report(Callback):
         enabled: whether to measure at all.
         num_problems: held-out problems, of the data's test split; null takes all of it.
         base_student: checkpoint that counts as the student alone; null takes the one that training starts from.
+        base_student_loading: its number format, quantisation and attention; null takes the student's in training.
         routers: whether to measure the random routers.
         num_router_seeds: times each router is measured, with another seed each.
         sampled: whether to measure the relay at temperature 1 as well, before and after: a student that is only warmed
@@ -47,6 +49,7 @@ class Report(Callback):
         enabled: bool = True,
         num_problems: int | None = None,
         base_student: str | None = None,
+        base_student_loading: LoadSettings | None = None,
         routers: bool = True,
         num_router_seeds: int = 3,
         sampled: bool = False,
@@ -59,6 +62,7 @@ class Report(Callback):
         self.enabled = enabled
         self.num_problems = num_problems
         self.base_student = base_student
+        self.base_student_loading = base_student_loading
         self.routers = routers
         self.router_seeds = range(num_router_seeds)
         self.sampled = sampled
@@ -144,7 +148,8 @@ class Report(Callback):
     def _base(self, pl_module: LightningModule, held_out: HeldOut) -> HeldOut | None:
         if self.base_student is None or self.base_student == pl_module.student_name:
             return None
-        engine = LocalEngine(load_model(self.base_student).to(pl_module.device))
+        loading = self.base_student_loading or pl_module.student_loading
+        engine = LocalEngine(load_model(self.base_student, None, loading, pl_module.device))
         decoder = held_out.decoder
         return replace(held_out, decoder=RelayDecoder(engine, None, decoder.protocol, num_slots=decoder.num_slots))
 
@@ -154,6 +159,7 @@ class Report(Callback):
         return {
             "student": pl_module.student_name,
             "base_student": self.base_student,
+            "loading": [repr(pl_module.student_loading), repr(self.base_student_loading)],
             "teacher": pl_module.teacher_name,
             "prompts": hashlib.sha256(text.encode()).hexdigest(),
             "max_completion_tokens": pl_module.max_completion_tokens,

@@ -22,6 +22,7 @@ from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import evaluate
 from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.pair import build_decoder
 
 JudgeProblems = Callable[[Sequence[Problem]], list["Counts"]]
@@ -46,6 +47,7 @@ class FilterSettings:
     problems: str
     """Digest of the questions and answers: a file or a data set of the hub may have changed since."""
     teacher: str
+    teacher_loading: LoadSettings
     num_samples: int
     temperature: float
     max_completion_tokens: int
@@ -57,6 +59,7 @@ def filter_(
     data: str | SourceMapping = "tiny:train",
     num_problems: int | None = 4096,
     teacher: str = "tiny:teacher",
+    teacher_loading: LoadSettings = DEFAULT,
     num_samples: int = 10,
     threshold: float = 0.5,
     temperature: float = 0.7,
@@ -76,6 +79,7 @@ def filter_(
             (`--data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k.
         num_problems: how many problems to take, the first ones; null takes all.
         teacher: folder, hub id or `tiny:teacher`.
+        teacher_loading: its number format, quantisation and attention.
         num_samples: samples per problem.
         threshold: share of correct samples from which on a problem is kept.
         temperature: of the samples.
@@ -91,7 +95,15 @@ def filter_(
         )
     problems = load_problems(data, num_problems=num_problems, seed=seed)
     settings = FilterSettings(
-        data, len(problems), digest(problems), teacher, num_samples, temperature, max_completion_tokens, seed
+        data,
+        len(problems),
+        digest(problems),
+        teacher,
+        teacher_loading,
+        num_samples,
+        temperature,
+        max_completion_tokens,
+        seed,
     )
     rates_path = Path(f"{output}.pass_rates")
     num_known = len(read_rates(rates_path, settings))
@@ -115,10 +127,11 @@ def digest(problems: Sequence[Problem]) -> str:
 
 def teacher_judge(settings: FilterSettings, num_slots: int) -> JudgeProblems:
     """Judges by decoding with the teacher alone; a sample depends on its problem and the seed, not on its batch."""
-    tokenizer, model = load_tokenizer(settings.teacher), load_model(settings.teacher)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(settings.teacher, settings.teacher_loading)
+    model = load_model(settings.teacher, None, settings.teacher_loading, device)
     # The one model alone is the decoder's student; it is never offered a call.
-    decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
+    decoder = build_decoder(model, tokenizer, num_slots=num_slots)
     sampling = SamplingParams(settings.max_completion_tokens, settings.temperature)
 
     def judge(problems: Sequence[Problem]) -> list[Counts]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from relay_lightning.commands.parser import run_function
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.transcript import transcript
+from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.pair import load_relay
 from relay_lightning.types import Completion
 
@@ -17,6 +18,8 @@ def generate(
     question: str,
     student: str = "tiny:warm-student",
     teacher: str | None = "tiny:teacher",
+    student_loading: LoadSettings = DEFAULT,
+    teacher_loading: LoadSettings = DEFAULT,
     policy: Literal["command", "teacher_free", "teacher_only"] = "command",
     max_completion_tokens: int = 512,
     temperature: float = 0.0,
@@ -31,6 +34,8 @@ def generate(
         question: what to ask; it is put into the chat template.
         student: folder, hub id, `tiny:student` or `tiny:warm-student`.
         teacher: folder, hub id or `tiny:teacher`; null leaves the student alone.
+        student_loading: number format, quantisation and attention of the student.
+        teacher_loading: the same of the teacher.
         policy: who writes: the student until it calls, the student alone, or the teacher alone.
         max_completion_tokens: budget of the answer, the teacher's tokens included.
         temperature: 0 takes the most probable token.
@@ -39,7 +44,13 @@ def generate(
         eos_policy: what the teacher's end of sequence does: `finish` the answer, or `return` to the student.
         seed: of the samples.
     """
-    relay = load_relay(student=student, teacher=teacher, num_slots=1)
+    relay = load_relay(
+        student=student,
+        teacher=teacher,
+        num_slots=1,
+        student_loading=student_loading,
+        teacher_loading=teacher_loading,
+    )
     (answer,) = relay.generate(
         [question],
         SamplingParams(max_completion_tokens, temperature),

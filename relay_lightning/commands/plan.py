@@ -1,25 +1,21 @@
-"""`plan`: what a configuration needs of a device's memory, before anything is loaded."""
+"""`plan`: what a configuration needs of a device's memory, before anything is loaded; and `fit`'s look at it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
-from relay_lightning.data.prompts import PromptDataModule
-from relay_lightning.data.sft import WarmupDataModule
+from relay_lightning.commands.workload import GB, own_memory_bytes, plans_for_gpu, read_workload
 from relay_lightning.memory.advice import USABLE_SHARE, advise, fits
 from relay_lightning.memory.plan import MemoryPlan, Workload, plan_memory
-from relay_lightning.models.loading import load_config
-from relay_lightning.models.skeleton import ModelPlan, check_precision
-from relay_lightning.modules.base import RelayModule
-from relay_lightning.modules.grpo import GRPOModule
+from relay_lightning.modules.base import AUTO_SLOTS, RelayModule
+from relay_lightning.modules.sharded_strategy import ShardedStrategy
 
-GB = 1e9
 PARTS = {
     "student_weights": "student, with its adapters",
     "teacher_weights": "teacher",
@@ -33,92 +29,89 @@ PARTS = {
     "head_workspace": "log-probabilities, beside them",
     "optimizer_workspace": "optimiser step, beside its state",
 }
+OnMisfit = Literal["stop", "warn", "off"]
+"""What `fit` does when the plan says that the run does not fit; `off` does not plan."""
 
 
 def plan(module: RelayModule, data: Any, trainer: Mapping[str, Any], device_memory_gb: float | None) -> None:
     """Prints the plan of a run. Raises RuntimeError, saying what to change, if the device is too small."""
     is_gpu = plans_for_gpu(trainer, device_memory_gb)
-    workload = read_workload(module, data, trainer, "cuda" if is_gpu else "cpu")
     memory_bytes = own_memory_bytes(is_gpu) if device_memory_gb is None else device_memory_gb * GB
+    workload = read_workload(module, data, trainer, "cuda" if is_gpu else "cpu", memory_bytes)
     planned = plan_memory(workload)
     Console(highlight=False).print(plan_table(planned, workload))
-    sentence = f"peak {planned.peak / GB:.2f} GB of {memory_bytes / GB:.2f} GB"
-    if fits(planned, memory_bytes):
-        print(f"fits: {sentence}")
+    if module.num_slots == AUTO_SLOTS:
+        print(f"num_slots: {AUTO_SLOTS} is {workload.num_slots}")
+    if misfit := describe_misfit(planned, workload, memory_bytes, trainer["accumulate_grad_batches"]):
+        raise RuntimeError(misfit)
+    print(f"fits: {peak_sentence(planned, memory_bytes)}")
+
+
+def plan_run(module: RelayModule, data: Any, trainer: Trainer, on_misfit: OnMisfit | None) -> None:
+    """What `fit` and its kin do before weights are loaded: `num_slots: auto` gets its number, and a misfit is said.
+
+    on_misfit: None stops on a GPU and does not plan on a CPU, nor for a run that cannot be planned for. Raises
+    RuntimeError for a run that does not fit and is to stop.
+    """
+    is_gpu = trainer.strategy.root_device.type == "cuda"
+    is_planned = on_misfit in ("stop", "warn") or (on_misfit is None and is_gpu and not _is_sharded(trainer))
+    if not is_planned and module.num_slots != AUTO_SLOTS:
         return
-    advice = advise(workload, planned, memory_bytes, trainer["accumulate_grad_batches"])
+    memory_bytes, settings = own_memory_bytes(is_gpu), run_settings(trainer)
+    try:
+        workload = read_workload(module, data, settings, trainer.strategy.root_device.type, memory_bytes)
+        planned = plan_memory(workload)
+    except (ValueError, NotImplementedError) as error:
+        if on_misfit is not None or module.num_slots == AUTO_SLOTS:
+            raise
+        rank_zero_warn(f"The memory of this run is not planned: {error}")
+        return
+    if module.num_slots == AUTO_SLOTS:
+        module.num_slots = workload.num_slots
+        rank_zero_info(f"num_slots: {AUTO_SLOTS} is {workload.num_slots}")
+    if not is_planned:
+        return
+    misfit = describe_misfit(planned, workload, memory_bytes, settings["accumulate_grad_batches"])
+    if misfit and on_misfit != "warn":
+        raise RuntimeError(f"{misfit} To try it all the same: --plan warn.")
+    if misfit:
+        rank_zero_warn(misfit)
+    else:
+        rank_zero_info(f"planned: {peak_sentence(planned, memory_bytes)}")
+
+
+def run_settings(trainer: Trainer) -> dict[str, Any]:
+    """What a plan needs to know of a trainer, under the names of its configuration."""
+    return {
+        "precision": trainer.precision,
+        "devices": trainer.num_devices,
+        "num_nodes": trainer.num_nodes,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+
+
+def describe_misfit(planned: MemoryPlan, workload: Workload, memory_bytes: float, num_micro_batches: int) -> str | None:
+    """What to change about a run that does not fit; None for one that does."""
+    if fits(planned, memory_bytes):
+        return None
+    advice = advise(workload, planned, memory_bytes, num_micro_batches)
     remedy = ", ".join(f"{key}: {value}" for key, value in advice.changes.items()) or "no change that is known"
     outcome = "it would fit" if fits(advice.plan, memory_bytes) else "even then it would not fit"
-    raise RuntimeError(
-        f"The run does not fit: {sentence}, of which {USABLE_SHARE:.0%} can be used. With {remedy} {outcome}: "
-        f"{advice.plan.peak / GB:.2f} GB. Lower model.max_completion_tokens (now {workload.num_completion_tokens}) and "
-        "data.max_prompt_tokens shrink all but the weights."
+    return (
+        f"The run does not fit: {peak_sentence(planned, memory_bytes)}, of which {USABLE_SHARE:.0%} can be used. "
+        f"With {remedy} {outcome}: {advice.plan.peak / GB:.2f} GB. Lower model.max_completion_tokens (now "
+        f"{workload.num_completion_tokens}) and data.max_prompt_tokens shrink all but the weights."
     )
 
 
-def read_workload(module: RelayModule, data: Any, trainer: Mapping[str, Any], device_type: str) -> Workload:
-    """What the configuration asks of one process. Raises ValueError for data without a batch size to plan for."""
-    precision = str(trainer["precision"] or "32-true")
-    check_precision(precision)
-    num_rows, num_requests = batch_sizes(module, data, trainer)
-    student = ModelPlan(
-        module.student_name,
-        load_config(module.student_name, module.student_loading),
-        module.student_loading,
-        is_trained=True,
-        lora=module.lora,
-        gradient_checkpointing=module.gradient_checkpointing,
-        precision=precision,
-    )
-    teacher = None
-    if module.teacher_name is not None:
-        config = load_config(module.teacher_name, module.teacher_loading)
-        teacher = ModelPlan(module.teacher_name, config, module.teacher_loading, is_trained=False, precision=precision)
-    return Workload(
-        student=student,
-        teacher=teacher,
-        make_optimizer=module.make_optimizer,
-        num_slots=min(module.num_slots, num_requests),
-        num_prompt_tokens=data.max_prompt_tokens,
-        num_completion_tokens=module.max_completion_tokens,
-        num_rows=num_rows,
-        device_type=device_type,
-        has_reference=isinstance(module, GRPOModule) and module.loss_options["beta"] != 0 and module.lora is None,
-        draws_self_samples=isinstance(data, WarmupDataModule),
-    )
+def peak_sentence(planned: MemoryPlan, memory_bytes: float) -> str:
+    """The figure that a plan comes to."""
+    return f"peak {planned.peak / GB:.2f} GB of {memory_bytes / GB:.2f} GB"
 
 
-def batch_sizes(module: RelayModule, data: Any, trainer: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows of a micro-batch, and completions decoded at a time, of one process."""
-    num_processes = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
-    num_processes *= trainer["num_nodes"]
-    num_micro_batches = trainer["accumulate_grad_batches"] * num_processes
-    if isinstance(data, PromptDataModule) and isinstance(module, GRPOModule):
-        num_completions = data.prompts_per_rollout * module.decoding.group_size
-        return max(1, num_completions // (data.steps_per_rollout * num_micro_batches)), num_completions // num_processes
-    if isinstance(data, WarmupDataModule):
-        return max(1, data.batch_size // num_micro_batches), data.eval_batch_size
-    raise ValueError(
-        f"{type(module).__name__} with {type(data).__name__} cannot be planned for; `plan` knows GRPOModule with "
-        "PromptDataModule and WarmupModule with WarmupDataModule."
-    )
-
-
-def plans_for_gpu(trainer: Mapping[str, Any], device_memory_gb: float | None) -> bool:
-    """Whether the configuration is for a GPU: it says so, there is one, or the size of one was given."""
-    accelerator = trainer["accelerator"]
-    if accelerator == "auto":
-        return torch.cuda.is_available() or device_memory_gb is not None
-    return accelerator in ("gpu", "cuda")
-
-
-def own_memory_bytes(is_gpu: bool) -> float:
-    """Of this machine's GPU, or of its RAM. Raises ValueError if it is to be a GPU's and there is none."""
-    if not is_gpu:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    if not torch.cuda.is_available():
-        raise ValueError("This machine has no GPU to plan for; say how large it is with --device_memory_gb.")
-    return float(torch.cuda.get_device_properties(0).total_memory)
+def _is_sharded(trainer: Trainer) -> bool:
+    """A plan counts whole weights on every process."""
+    return isinstance(trainer.strategy, ShardedStrategy) and trainer.world_size > 1
 
 
 def plan_table(planned: MemoryPlan, workload: Workload) -> Table:

@@ -20,7 +20,8 @@ from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.loading import load_tokenizer, load_untrained
+from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.self_samples import draw_self_samples, fingerprint
 from relay_lightning.pair import build_decoder
 from relay_lightning.relay.protocol import CallProtocol
@@ -33,6 +34,7 @@ def synthesize(
     data: str | SourceMapping = "tiny:train",
     num_problems: int | None = 4096,
     student: str = "tiny:student",
+    student_loading: LoadSettings = DEFAULT,
     samples_per_prompt: int = 1,
     max_completion_tokens: int = 192,
     temperature: float = 1.0,
@@ -55,6 +57,7 @@ def synthesize(
             (`--data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k.
         num_problems: how many problems to take, the first ones; null takes all.
         student: folder, hub id or `tiny:student`.
+        student_loading: its number format, quantisation and attention; the warm-up's, for its cache.
         samples_per_prompt: completions of each problem.
         max_completion_tokens: budget of a completion.
         temperature: of the samples.
@@ -65,14 +68,14 @@ def synthesize(
         seed: of the samples, the commands, and the embedded world's problems.
     """
     problems = load_problems(data, num_problems=num_problems, seed=seed)
-    tokenizer, model = load_tokenizer(student), load_model(student, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer, model = load_tokenizer(student, student_loading), load_untrained(student, student_loading, device)
     prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
     sampling = SamplingParams(max_completion_tokens, temperature)
     identity = fingerprint(model.state_dict(), prompts, sampling, samples_per_prompt=samples_per_prompt, seed=seed)
     path = Path(output) if output else Path(cache_dir) / f"{identity}.jsonl"
     if path.exists():
         raise FileExistsError(f"{path} exists already and is not overwritten.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
     with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
         samples = draw_self_samples(

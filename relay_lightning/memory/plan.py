@@ -12,7 +12,7 @@ from relay_lightning.memory.weights import (
     plan_weights,
 )
 from relay_lightning.models.skeleton import ModelPlan
-from relay_lightning.relay.run import CONTEXT_MARGIN
+from relay_lightning.relay.capacity import student_capacity, teacher_capacity
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Workload:
     num_completion_tokens: int
     num_rows: int
     """Of a micro-batch; every row is as long as prompt and completion may be."""
+    has_bridge: bool = False
+    """Whether the models have different vocabularies."""
     device_type: str = "cuda"
     has_reference: bool = False
     """Whether a second copy of the student is kept for the KL term."""
@@ -92,7 +94,7 @@ def plan_memory(workload: Workload) -> MemoryPlan:
     weights = plan_weights(student)
     teacher_weights = 0 if teacher is None else plan_weights(teacher).num_bytes
     caches = _decode_passes(workload)
-    longest = min(workload.num_prompt_tokens + workload.num_completion_tokens, max_positions(student))
+    longest = _student_capacity(workload)
     training = training_pass(student, workload.num_rows, longest)
     num_states = workload.num_rows * longest * int(student.config.hidden_size)
     head = training.hidden + head_workspace(
@@ -128,12 +130,24 @@ def max_positions(model: ModelPlan) -> int:
     return int(model.config.max_position_embeddings)
 
 
+def _student_capacity(workload: Workload) -> int:
+    """Longest row: of a slot, and of a training pass."""
+    return student_capacity(workload.num_prompt_tokens, workload.num_completion_tokens, max_positions(workload.student))
+
+
 def _decode_passes(workload: Workload) -> dict[str, DecodePass]:
-    """Of each side, with the capacities that `DecodeRun` gives its slots."""
-    longest = min(workload.num_prompt_tokens + workload.num_completion_tokens, max_positions(workload.student))
+    """Of each side, for a full cache of its slots."""
+    longest = _student_capacity(workload)
     sides = {"student": (workload.student, longest)}
     if workload.teacher is not None:
-        sides["teacher"] = (workload.teacher, min(longest + CONTEXT_MARGIN, max_positions(workload.teacher)))
+        capacity = teacher_capacity(
+            longest,
+            workload.num_prompt_tokens,
+            workload.num_completion_tokens,
+            max_positions(workload.teacher),
+            has_bridge=workload.has_bridge,
+        )
+        sides["teacher"] = (workload.teacher, capacity)
     return {
         side: decode_pass(model, workload.num_slots, capacity, workload.num_prompt_tokens)
         for side, (model, capacity) in sides.items()

@@ -77,6 +77,15 @@ def load_model(
     return model.to(device)
 
 
+def load_untrained(name: str, settings: LoadSettings, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A student as training finds it: fp32 where the settings say nothing else, on `device` if quantised there.
+
+    Raises as `load_model` does.
+    """
+    is_quantized = settings.quantization is not None
+    return load_model(name, None if is_quantized else torch.float32, settings, device if is_quantized else "cpu")
+
+
 def load_tokenizer(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedTokenizerBase:
     """The tokenizer of `name`. Raises as `load_model` does."""
     return _open(AutoTokenizer.from_pretrained, "tokenizer", name, resolve_checkpoint(name), settings)

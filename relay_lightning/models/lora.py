@@ -20,6 +20,9 @@ class LoRASettings:
     target_modules: str | list[str] = "all-linear"
     """Names of the layers that get an adapter, or `all-linear`: every linear layer but the LM head."""
 
+    def __hash__(self) -> int:
+        return hash(repr(self))  # a list of names has none of its own
+
 
 def add_lora(model: PreTrainedModel, settings: LoRASettings) -> None:
     """Adds fresh fp32 adapters to `model` in place and freezes everything else. They change nothing until trained.

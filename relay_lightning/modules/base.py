@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,15 +19,19 @@ from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.architecture import describe
-from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.loading import load_model, load_tokenizer, load_untrained
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.sharding import shard
+from relay_lightning.models.skeleton import ModelPlan
+from relay_lightning.modules.flops import pass_flops
 from relay_lightning.modules.metrics import add_ratios, answer_ratios, completion_ratios, divide
+from relay_lightning.modules.phases import PhaseClock
 from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.modules.sharded_strategy import require_supported
 from relay_lightning.modules.step_metrics import StepMetrics
+from relay_lightning.modules.update_meter import UpdateMeter
 from relay_lightning.pair import build_decoder
 from relay_lightning.processes import gather_tensors
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
@@ -36,6 +40,13 @@ from relay_lightning.types import Completion, Prompt
 
 PROGRESS_BAR = {"accuracy", "call_ratio"}
 """Evaluation metrics that the progress bar shows."""
+UPDATE_BAR = {"time/update_s", "throughput/mfu", "memory/peak_gb"}
+"""Figures of the optimiser step that it shows."""
+
+
+AUTO_SLOTS = "auto"
+NumSlots = int | Literal["auto"]
+"""Rows decoded together; `auto` is as many as the memory plan has room for, which the command line finds out."""
 
 
 class RelayModule(LightningModule):
@@ -51,7 +62,7 @@ class RelayModule(LightningModule):
         teacher: str | None,
         student_loading: LoadSettings,
         teacher_loading: LoadSettings,
-        num_slots: int,
+        num_slots: NumSlots,
         max_completion_tokens: int,
         max_calls: int | None,
         max_call_tokens: int | None,
@@ -89,6 +100,9 @@ class RelayModule(LightningModule):
         self._decoder: RelayDecoder | None = None
         self._evaluated: dict[str, tuple[float, float]] = {}
         self._step_metrics = StepMetrics()
+        self.clock = PhaseClock(self._profile)
+        """Seconds of the phases of training."""
+        self._meter: UpdateMeter | None = None
 
     @property
     def strict_loading(self) -> bool:
@@ -118,13 +132,7 @@ class RelayModule(LightningModule):
 
     def load_untrained_student(self) -> Any:
         """The student as training finds it, without adapters: on this process's device if it is quantised there."""
-        is_quantized = self.student_loading.quantization is not None
-        return load_model(
-            self.student_name,
-            None if is_quantized else torch.float32,
-            self.student_loading,
-            self._own_device if is_quantized else "cpu",
-        )
+        return load_untrained(self.student_name, self.student_loading, self._own_device)
 
     @property
     def decoder(self) -> RelayDecoder:
@@ -156,6 +164,19 @@ class RelayModule(LightningModule):
         """Around the forward pass of a training step: its dropout depends on the step and on nothing before it."""
         position = read_position(self.trainer)
         return seeded(self.device, "dropout", self.seed, self.global_rank, position.epoch, position.batch_index)
+
+    def start_update(self, loss_mask: Tensor) -> None:
+        """A training pass begins. loss_mask: [B, T] bool, of the tokens that are trained on."""
+        if self._meter is None:
+            self._meter = UpdateMeter(pass_flops(self._student_plan), self.device, self._product_dtype)
+        self._meter.start(*loss_mask.shape, int(loss_mask.sum()))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Logs what the optimiser step cost, with its last micro-batch."""
+        assert self._meter is not None
+        is_step_complete = (batch.batch_index + 1) % self.trainer.accumulate_grad_batches == 0
+        for name, value in self._meter.stop(is_step_complete=is_step_complete).items():
+            self.log(name, value, prog_bar=name in UPDATE_BAR)
 
     def log_step(
         self,
@@ -244,12 +265,29 @@ class RelayModule(LightningModule):
         """The sum of a CPU tensor over all processes."""
         return self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum").cpu()
 
+    def _profile(self, region: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._trainer is None else self.trainer.profiler.profile(region)
+
+    @property
+    def _student_plan(self) -> ModelPlan:
+        return ModelPlan(self.student_name, self.student.config, self.student_loading, is_trained=True, lora=self.lora)
+
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        """Of the matrix products of a training step, called within one."""
+        device_type = self.device.type
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+
     @property
     def _own_device(self) -> torch.device:
         """Where the module is, or is about to be moved."""
         return self.device if self._trainer is None else self.trainer.strategy.root_device
 
     def _build_decoder(self) -> RelayDecoder:
+        if isinstance(self.num_slots, str):
+            raise ValueError(f"num_slots is {self.num_slots!r}, for which the command line plans; set a number.")
         teacher = teacher_tokenizer = None
         if self.teacher_name is not None:
             teacher = load_model(self.teacher_name, None, self.teacher_loading, self.device).requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,9 +14,10 @@ from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.modules.base import RelayModule
+from relay_lightning.modules.base import NumSlots, RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
+from relay_lightning.modules.phases import COLLATE, LOSS, REWARD, ROLLOUT
 from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.reference import ReferencePolicy
 from relay_lightning.modules.rollout_buffer import RolloutBuffer
@@ -29,7 +29,7 @@ from relay_lightning.types import RolloutGroup, TrainBatch
 ROLLOUT_KEY = "rollouts"
 """Where a checkpoint keeps the rollouts in use, one per process."""
 
-PROGRESS_BAR = {"reward", "train/accuracy", "relay/call_ratio"}
+PROGRESS_BAR = {"reward", "train/accuracy", "relay/call_ratio", "time/rollout_s"}
 
 
 class GRPOModule(RelayModule):
@@ -43,7 +43,7 @@ class GRPOModule(RelayModule):
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
         group_size: completions per prompt.
-        num_slots: rows decoded together.
+        num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the student's samples; log-probabilities are taken at it as well.
         top_k: of the student's samples; 0 keeps all tokens.
@@ -88,7 +88,7 @@ class GRPOModule(RelayModule):
         student_loading: LoadSettings = DEFAULT,
         teacher_loading: LoadSettings = DEFAULT,
         group_size: int = 8,
-        num_slots: int = 128,
+        num_slots: NumSlots = 128,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -181,7 +181,6 @@ class GRPOModule(RelayModule):
         self._buffer = RolloutBuffer.empty()
         self._sampler: RolloutSampler | None = None
         self._reference: ReferencePolicy | None = None
-        self._update_started_s = 0.0
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one micro-batch; the first of a rollout has the rollout decoded.
@@ -192,11 +191,14 @@ class GRPOModule(RelayModule):
             with decoding_precision(self.device):
                 samples = self.sampler.decode(batch)
                 groups = self.sampler.score(samples)
-                train_batches = self.collate(groups, batch.num_micro_batches)
+                with self.clock(COLLATE):
+                    train_batches = self.collate(groups, batch.num_micro_batches)
             self._buffer = RolloutBuffer(batch.rollout_index, train_batches, self.rollout_metrics(samples, groups))
             self.last_groups = groups
-        self._update_started_s = time.perf_counter()
-        output = self.loss(self._buffer.micro_batch(batch).to(self.device))
+        micro_batch = self._buffer.micro_batch(batch)
+        self.start_update(micro_batch.loss_mask)
+        with self.clock(LOSS):
+            output = self.loss(micro_batch.to(self.device))
         self.log_step(batch.batch_index, output.loss, output.metrics, output.num_tokens)
         self.log_rollout()
         return output.loss
@@ -213,6 +215,7 @@ class GRPOModule(RelayModule):
                 gather=self.gather,
                 gather_samples=gather_in_turn,
                 rank=self.global_rank,
+                clock=self.clock,
             )
         return self._sampler
 
@@ -252,16 +255,23 @@ class GRPOModule(RelayModule):
 
     def rollout_metrics(self, samples: list[Sample], groups: list[RolloutGroup]) -> dict[str, float]:
         """What is logged of a rollout, over all processes."""
-        cost = self.sampler.cost
+        cost, stats, num_processes = self.sampler.cost, self.sampler.cost.stats, self.trainer.world_size
+        seconds = self.clock.take(ROLLOUT, REWARD, COLLATE) | {
+            "time/student_s": stats.student_s,
+            "time/teacher_s": stats.teacher_s,
+            "time/prefill_s": stats.prefill_s,
+        }
         completions = [completion for sample in samples for completion in sample.completions]
         ratios = {
             **group_ratios(groups),
             **completion_ratios(completions),
             **answer_ratios([status for sample in samples for status in sample.statuses]),
-            "relay/teacher_prefill_tokens": (float(cost.stats.num_teacher_prefill_tokens), float(len(completions))),
+            "relay/teacher_prefill_tokens": (float(stats.num_teacher_prefill_tokens), float(len(completions))),
             "sampling_rounds": (float(cost.num_rounds), 1.0),
-            "time/rollout_s": (cost.stats.wall_s, 1.0),
-            "time/reward_s": (cost.reward_s, 1.0),
+            **{name: (value, 1.0) for name, value in seconds.items()},
+            # Of all processes together, while the one or the other writes.
+            "throughput/student_tokens_per_s": (float(stats.num_student_tokens * num_processes), stats.student_s),
+            "throughput/teacher_tokens_per_s": (float(stats.num_teacher_tokens * num_processes), stats.teacher_s),
         }
         return divide(ratios, self.sum_over_ranks)
 
@@ -269,9 +279,6 @@ class GRPOModule(RelayModule):
         """Logs the figures of the rollout in use."""
         for name, value in self._buffer.metrics.items():
             self.log(name, value, prog_bar=name in PROGRESS_BAR)
-
-    def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:  # noqa: ARG002
-        self.log("time/update_s", time.perf_counter() - self._update_started_s)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the rollout in use, so that a run interrupted between two steps on it goes on exactly."""

@@ -5,7 +5,6 @@ Shapes: N completions, the G of one prompt in a row.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.modules.phases import REWARD, ROLLOUT, PhaseClock
 from relay_lightning.modules.randomness import derive_seed
 from relay_lightning.objectives.advantages import group_advantages
 from relay_lightning.relay.accounting import DecodeStats
@@ -72,7 +72,6 @@ class RolloutCost:
 
     stats: DecodeStats = field(default_factory=DecodeStats)
     """Of all sampling rounds together."""
-    reward_s: float = 0.0
     num_rounds: int = 0
     """More than one only with dynamic sampling."""
 
@@ -95,6 +94,7 @@ class RolloutSampler:
         gather: Callable[[Tensor], Tensor] | None = None,
         gather_samples: Callable[[list[Sample]], list[Sample]] = list,
         rank: int = 0,
+        clock: PhaseClock | None = None,
     ) -> None:
         self._decoder = decoder
         self._decoding = decoding
@@ -103,6 +103,7 @@ class RolloutSampler:
         self._gather = gather
         self._gather_samples = gather_samples
         self._rank = rank
+        self._clock = clock or PhaseClock()
         self.cost = RolloutCost()
         """Of the rollout decoded last."""
 
@@ -129,17 +130,15 @@ class RolloutSampler:
 
     def score(self, samples: Sequence[Sample]) -> list[RolloutGroup]:
         """Rewards and advantages of the rollout, decided within each prompt's group."""
-        started_s = time.perf_counter()
-        groups = score_samples(samples, self._rewards, self._decoding, gather=self._gather, rank=self._rank)
-        self.cost.reward_s += time.perf_counter() - started_s
-        return groups
+        with self._clock(REWARD):
+            return score_samples(samples, self._rewards, self._decoding, gather=self._gather, rank=self._rank)
 
     def _sample_round(self, batch: RolloutBatch, sampling_round: int) -> list[Sample]:
         prompts = batch.draw_prompts(sampling_round)
-        completions = self._decode_prompts(prompts, batch.rollout_index, sampling_round)
-        started_s = time.perf_counter()
-        samples = judge(prompts, completions, self._decoding.group_size)
-        self.cost.reward_s += time.perf_counter() - started_s
+        with self._clock(ROLLOUT):
+            completions = self._decode_prompts(prompts, batch.rollout_index, sampling_round)
+        with self._clock(REWARD):
+            samples = judge(prompts, completions, self._decoding.group_size)
         self.cost.stats += self._decoder.stats
         self.cost.num_rounds += 1
         return samples
@@ -188,7 +187,7 @@ def score_samples(
     gather: Callable[[Tensor], Tensor] | None = None,
     rank: int = 0,
 ) -> list[RolloutGroup]:
-    """Rollout groups with rewards and advantages; what `RolloutSampler.score` times."""
+    """Rollout groups with rewards and advantages."""
     facts = _facts(samples, rewards.overlong_buffer, decoding.student.max_completion_tokens)  # [5, N]
     own = slice(0, facts.shape[1])
     if gather is not None and rewards.scale_rewards == "batch":

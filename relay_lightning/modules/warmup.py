@@ -17,8 +17,9 @@ from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.modules.base import RelayModule
+from relay_lightning.modules.base import NumSlots, RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.phases import LOSS
 from relay_lightning.modules.self_samples import (
     draw_self_samples,
     fingerprint,
@@ -44,7 +45,7 @@ class WarmupModule(RelayModule):
         teacher: checkpoint that answers calls in validation; null validates teacher-free.
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
-        num_slots: rows decoded together.
+        num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the self-sampled completions.
         top_k: of the self-sampled completions; 0 keeps all tokens.
@@ -69,7 +70,7 @@ class WarmupModule(RelayModule):
         teacher: str | None = "tiny:teacher",
         student_loading: LoadSettings = DEFAULT,
         teacher_loading: LoadSettings = DEFAULT,
-        num_slots: int = 128,
+        num_slots: NumSlots = 128,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -108,8 +109,9 @@ class WarmupModule(RelayModule):
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of the completion's tokens, commands included; the prompt is masked."""
+        self.start_update(batch.loss_mask)
         token_ids, loss_mask = batch.token_ids.to(self.device), batch.loss_mask.to(self.device)
-        with self.step_randomness():
+        with self.step_randomness(), self.clock(LOSS):
             log_probs = token_log_probs(self.student, token_ids, loss_mask).log_probs
         num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss = sft_loss(log_probs, loss_mask, batch.num_step_loss_tokens, num_micro_batches)

@@ -10,7 +10,11 @@ from relay_lightning.types import Completion
 
 @dataclass(slots=True)
 class DecodeStats:
-    """Counts and seconds of one or more runs. On a CUDA device a phase's seconds end where the host waits for it."""
+    """Counts and seconds of one or more runs.
+
+    On a GPU, seconds of decode steps end when the host has read their outcome; what is left of a chunk that was given
+    before counts with them.
+    """
 
     num_completions: int = 0
     num_calls: int = 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal
+
+import torch
 
 from relay_lightning.engine.base import TokenEngine
 from relay_lightning.engine.sampling import SamplingParams
@@ -18,6 +22,8 @@ from relay_lightning.relay.run import DecodeRun, RunOptions
 from relay_lightning.types import Completion, Prompt
 
 __all__ = ["RelayDecoder", "RelayRequest"]
+
+logger = logging.getLogger(__name__)
 
 
 class RelayDecoder:
@@ -35,7 +41,8 @@ class RelayDecoder:
     ) -> None:
         """bridge: between the vocabularies of student and teacher; None where they share one.
 
-        num_slots: completions in flight. steps_per_look: decode steps between two looks of the host at the rows.
+        num_slots: completions in flight, halved for good whenever memory does not suffice. steps_per_look: decode steps
+        between two looks of the host at the rows.
 
         Raises ValueError when the protocol is not compiled for the student's vocabulary or a number is below 1.
         """
@@ -76,7 +83,7 @@ class RelayDecoder:
         on_progress is told how many completions are finished, whenever that grows.
 
         Raises ValueError for a prompt that does not fit the student's context (naming its id) and for an argument out
-        of range.
+        of range, RuntimeError when memory does not even suffice for one slot.
         """
         options = RunOptions(
             sampling,
@@ -91,19 +98,52 @@ class RelayDecoder:
         )
         self._check(options, requests)
         self.stats = DecodeStats()
-        start_s = time.perf_counter()
+        # A session may be a matter of all processes, so it is opened even for no requests.
         with self.student.session(), self.teacher.session() if self.teacher else nullcontext():
-            if not requests:  # a session may be a matter of all processes, so it is opened nevertheless
-                return []
+            return self._decode(requests, options, on_progress or (lambda _: None))
+
+    def _decode(
+        self, requests: Sequence[RelayRequest], options: RunOptions, on_progress: Callable[[int], None]
+    ) -> list[Completion]:
+        """All completions. Those cut off by a lack of memory are begun again with fewer slots, and come out the same:
+        a draw depends on its request, not on the rows beside it."""
+        finished: dict[int, Completion] = {}
+        while rest := [index for index in range(len(requests)) if index not in finished]:
+            options = replace(options, num_slots=min(self.num_slots, len(rest)))
+            outcomes = self._run([requests[index] for index in rest], options, on_progress, len(finished))
+            finished |= {index: done for index, done in zip(rest, outcomes, strict=True) if done is not None}
+        return [finished[index] for index in range(len(requests))]
+
+    def _run(
+        self,
+        requests: Sequence[RelayRequest],
+        options: RunOptions,
+        on_progress: Callable[[int], None],
+        num_finished_before: int,
+    ) -> list[Completion | None]:
+        """The completion of each request, None where memory ran out first."""
+        start_s, run, num_finished = time.perf_counter(), None, 0
+        try:
             run = DecodeRun(self.student, self.teacher, self.protocol, requests, options, self.bridge)
-            num_finished = 0
             while run.is_live:
                 run.advance()
-                if on_progress is not None and run.num_finished > num_finished:
-                    on_progress(run.num_finished)
-                num_finished = run.num_finished
-        self.stats = run.stats(time.perf_counter() - start_s)
-        return run.completions
+                if run.num_finished > num_finished:
+                    num_finished = run.num_finished
+                    on_progress(num_finished_before + num_finished)
+        except torch.OutOfMemoryError as error:
+            self._halve_slots(options.num_slots, error)
+        if run is None:  # not even begun
+            return [None] * len(requests)
+        self.stats += run.stats(time.perf_counter() - start_s)
+        return run.outcomes
+
+    def _halve_slots(self, num_slots: int, error: torch.OutOfMemoryError) -> None:
+        if num_slots == 1:
+            raise RuntimeError(
+                "Memory does not suffice to decode a single completion; allow fewer tokens, or load smaller models."
+            ) from error
+        self.num_slots = num_slots // 2
+        logger.warning("Out of memory with %d slots: decoding goes on with %d.", num_slots, self.num_slots)
 
     def _check(self, options: RunOptions, requests: Sequence[RelayRequest]) -> None:
         """What is wrong with a call, before anything is computed."""

@@ -20,6 +20,7 @@ from relay_lightning.engine.base import TokenEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.bridge import TextBridge
+from relay_lightning.relay.capacity import student_capacity, teacher_capacity
 from relay_lightning.relay.policies import Policy, PolicyView
 from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.relay.rows import FINISHED, OpenCall, RelayRequest, Row
@@ -31,11 +32,6 @@ NEVER = 2**62
 TEACHER_WEIGHT = 2
 """128 rows that call once each: 264 student and 26 teacher steps in place of 382 and 25 with a weight of 1; with 8, 178
 and 55. Rows that are refilled from a queue and call four times: 312 and 192 in place of 349 and 136."""
-BRIDGE_EXPANSION = 3
-"""Room in the teacher's slots for completions that take so many times more tokens in its vocabulary than in the
-student's; one beyond it ends by length."""
-CONTEXT_MARGIN = 16
-"""Spare room in the teacher's slots: what is left of straddling tokens may take more tokens than the command did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +82,8 @@ class DecodeRun:
         self._segment_start = torch.zeros_like(self._state.num_tokens)
         self._call_floor = torch.zeros_like(self._state.num_tokens)
         """[S]: completion length below which a policy may not hand over."""
-        longest = max(
-            len(request.prompt.token_ids) + limit for request, limit in zip(requests, self._limits, strict=True)
-        )
+        longest_prompt = max(len(request.prompt.token_ids) for request in requests)
+        longest = student_capacity(longest_prompt, options.sampling.max_completion_tokens, student.max_context)
         student.allocate(num_slots, longest)
         table = protocol.table.to(student.device)
         mask_commands = not options.policy.allows_commands or options.max_calls is not None
@@ -99,10 +94,13 @@ class DecodeRun:
         }
         self._teacher_capacity = 0
         if teacher is not None and options.policy.needs_teacher:
-            longest += CONTEXT_MARGIN
-            if bridge is not None:
-                longest = max(map(len, self._teacher_prompts)) + BRIDGE_EXPANSION * max(self._limits)
-            self._teacher_capacity = min(longest, teacher.max_context)
+            self._teacher_capacity = teacher_capacity(
+                longest,
+                max(map(len, self._teacher_prompts)),
+                options.sampling.max_completion_tokens,
+                teacher.max_context,
+                has_bridge=bridge is not None,
+            )
             teacher.allocate(num_slots, self._teacher_capacity)
             self._sides[Writer.TEACHER] = Side(
                 Writer.TEACHER, teacher, options.teacher_sampling, self._state, options.seed
@@ -117,8 +115,13 @@ class DecodeRun:
         return self.num_finished < len(self._completions)
 
     @property
+    def outcomes(self) -> list[Completion | None]:
+        """The completion of each request; None of one that is not finished."""
+        return self._completions
+
+    @property
     def completions(self) -> list[Completion]:
-        """All completions, in the order of the requests."""
+        """All that are finished, in the order of the requests."""
         return [completion for completion in self._completions if completion is not None]
 
     def stats(self, wall_s: float) -> DecodeStats:
@@ -152,8 +155,8 @@ class DecodeRun:
         """One turn: choose a side, let its waiting rows in, write, and see what became of its rows."""
         self._choose_writer()
         self._hand_over()
-        self._write()
-        self._look()
+        if self._running[self._writer]:
+            self._look(self._write())
         self._admit()
 
     def _choose_writer(self) -> None:
@@ -207,22 +210,25 @@ class DecodeRun:
         state.status[slots] = int(RowStatus.STUDENT)
         return rows
 
-    def _write(self) -> None:
-        """Decode steps of the chosen side; the host does not look in between."""
-        running = self._running[self._writer]
-        if not running:
-            return
+    def _write(self) -> list[list[int]]:
+        """Decode steps of the chosen side; the host does not look in between.
+
+        Returns status, tokens, requested n and cached tokens of every slot, [4, S], for which the host waits.
+        """
         start_s = time.perf_counter()
+        running, state = self._running[self._writer], self._state
         side, policy = self._sides[self._writer], self.options.policy
         asks = self._writer == Writer.STUDENT and policy.decides_per_token
-        slots = None if len(running) == self._state.num_slots else self._tensor(sorted(running))
+        slots = None if len(running) == state.num_slots else self._tensor(sorted(running))
         for _ in range(self.options.steps_per_look):
             logits = side.forward(slots)
             if asks:
                 self._ask_policy(logits, slots)
             side.step(slots, logits)
+        facts = torch.stack([state.status.long(), state.num_tokens, state.command_n, side.engine.lengths]).tolist()
         side.num_steps += self.options.steps_per_look
         side.step_s += time.perf_counter() - start_s
+        return facts
 
     def _ask_policy(self, logits: Tensor, slots: Tensor | None) -> None:
         """Marks the rows that the policy hands over before their next token. logits: [N, V] of `slots` (None: all)."""
@@ -244,20 +250,15 @@ class DecodeRun:
         state.command_n[slots] = torch.where(wanted, requested, n)
         state.status[slots] = status.masked_fill(wanted, int(RowStatus.CALLED))
 
-    def _look(self) -> None:
-        """Reads the statuses back and moves the rows that no longer run."""
+    def _look(self, facts: list[list[int]]) -> None:
+        """Moves the rows that no longer run. facts: what `_write` returned."""
         running = self._running[self._writer]
-        if not running:
-            return
-        if int((self._state.status == self._writer).sum()) == len(running):
-            return
-        state, lengths = self._state, self._sides[self._writer].engine.lengths
-        status, num_tokens, command_n, num_cached = torch.stack(
-            [state.status.long(), state.num_tokens, state.command_n, lengths]
-        ).tolist()
+        status, num_tokens, command_n, num_cached = facts
         free = set(self._free_slots)
         self._sides[self._writer].engine.tighten(max(num for slot, num in enumerate(num_cached) if slot not in free))
         moved = [running.pop(slot) for slot in list(running) if status[slot] != self._writer]
+        if not moved:
+            return
         written = self._new_tokens(moved, num_tokens)
         finished = []
         for row, tokens in zip(moved, written, strict=True):

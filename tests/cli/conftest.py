@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import, which one test's capture must not be
 import pytest
 import yaml
 

@@ -81,3 +81,59 @@ def test_plan_refuses_what_it_cannot_plan(in_process, config, monkeypatch, argum
     result = in_process("plan", "--config", config, *arguments)
     assert result.exit_code == 2
     assert re.search(sentence, result.sentence)
+
+
+NO_ROOM = ("--model.beta", "0.1", "--report.enabled", "false")
+"""More than the 25 MB that the small device has."""
+
+
+@pytest.fixture
+def _small_device(monkeypatch) -> None:
+    monkeypatch.setattr("relay_lightning.commands.plan.own_memory_bytes", lambda _: 0.025e9)
+
+
+@pytest.mark.usefixtures("_small_device")
+def test_fit_stops_with_the_sentence_of_the_plan_before_it_loads_weights(in_process, config, monkeypatch, tmp_path):
+    monkeypatch.setattr("relay_lightning.modules.base.load_model", lambda *_: pytest.fail("weights were loaded"))
+    refused = in_process("fit", "--config", config, *NO_ROOM, "--plan", "stop")
+    assert refused.exit_code == 2
+    planned = in_process("plan", "--config", config, *NO_ROOM, "--device_memory_gb", "0.025")
+    # A run on a CPU is planned for a CPU, `--device_memory_gb` for a GPU.
+    figure = re.compile(r"peak \d+\.\d+ GB")
+    assert figure.sub("", refused.sentence).startswith(figure.sub("", planned.sentence).partition(" With ")[0])
+    assert refused.sentence.endswith("To try it all the same: --plan warn.")
+    assert not (tmp_path / "runs" / "grpo" / "config.yaml").exists()
+
+
+@pytest.mark.usefixtures("_small_device")
+def test_fit_goes_on_when_asked_to_warn(in_process, config, tmp_path):
+    with pytest.warns(UserWarning, match="The run does not fit: peak"):
+        result = in_process("fit", "--config", config, *NO_ROOM, "--plan", "warn", "--trainer.max_steps", 1)
+    assert result.exit_code == 0, result.errors
+    assert (tmp_path / "runs" / "grpo" / "rollouts.jsonl").exists()
+
+
+@pytest.mark.usefixtures("_small_device")
+def test_a_run_on_a_cpu_is_not_planned_unless_asked(in_process, config):
+    result = in_process("fit", "--config", config, *NO_ROOM, "--trainer.max_steps", 1)
+    assert result.exit_code == 0, result.errors
+    assert "does not fit" not in result.errors
+
+
+def test_automatic_slots_change_nothing_but_their_number(in_process, config, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("relay_lightning.commands.plan.own_memory_bytes", lambda _: 0.031e9)
+    quiet = ("--report.enabled", "false", "--trainer.max_steps", 2)
+    chosen = in_process("fit", "--config", config, *quiet, "--model.num_slots", "auto", "--run_dir", "auto")
+    assert chosen.exit_code == 0, chosen.errors
+    (number,) = re.findall(r"num_slots: auto is (\d+)", caplog.text)
+    assert 1 < int(number) < 16, "neither the least nor all rows of a rollout"
+    given = in_process("fit", "--config", config, *quiet, "--run_dir", "given")
+    assert given.exit_code == 0, given.errors
+    rollouts = [(tmp_path / name / "rollouts.jsonl").read_bytes() for name in ("auto", "given")]
+    assert rollouts[0] == rollouts[1]
+
+
+def test_plan_shows_how_many_slots_there_is_room_for(in_process, config):
+    result = in_process("plan", "--config", config, "--model.num_slots", "auto", "--device_memory_gb", 80)
+    assert result.exit_code == 0, result.errors
+    assert "num_slots: auto is 256\n" in result.output, "all rows of an evaluation batch"

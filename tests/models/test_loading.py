@@ -112,4 +112,4 @@ def test_keys_and_values_have_the_dtype_of_the_weights(small_pair):
         engine.allocate(2, 8)
         engine.step(torch.tensor([3, 4]), torch.tensor([True, True]))
     assert isinstance(engine._cache, SlotKVCache)
-    assert {storage.dtype for storage in (*engine._cache._keys, *engine._cache._values)} == {torch.bfloat16}
+    assert {storage.dtype for storage in engine._cache._all_storages()} == {torch.bfloat16}

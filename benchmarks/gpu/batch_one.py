@@ -6,7 +6,6 @@ decode step Transformers compiles on a GPU.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,23 +29,34 @@ PROMPT_TOKENS = 16
 
 
 def measure(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Figures of each model: ours as soon as they are there, then the rival's."""
+    """Figures of each model: ours of all, then the rival's, whose failure is noted and costs the others nothing."""
     tokenizer = text_tokenizer()
     copy_bytes_per_s = copy_bandwidth(Target.of(scale.device, "reference"))
-    for name, limit in BARS.items():
-        model = scale.random_model(name, tokenizer)
-        least_s = weight_bytes(model) / copy_bytes_per_s
-        shared = {"model": name, "copy_bytes_per_s": copy_bytes_per_s, "weight_bytes": weight_bytes(model)}
-        ways = {"relay": relay_way(model, tokenizer, scale), "transformers": generate_way(model, scale)}
-        for way, run in ways.items():
-            token_s = fastest(run, scale) / scale.batch_one_tokens
-            percent = 100 * least_s / token_s
-            figures = {**shared, "way": way, "tokens_per_s": 1 / token_s, "percent_of_bandwidth": percent}
-            yield figures | (bar("% of copy bandwidth", percent, limit, scale) if way == "relay" else {})
-        del model, ways
-        gc.collect()
-        if scale.is_full:
-            torch.cuda.empty_cache()
+    models = {name: scale.random_model(name, tokenizer) for name in BARS}
+    for name, model in models.items():
+        figures = timed("relay", name, model, relay_way(model, tokenizer, scale), scale, copy_bytes_per_s)
+        yield figures | bar("% of copy bandwidth", figures["percent_of_bandwidth"], BARS[name], scale)
+    for name, model in models.items():
+        try:
+            yield timed("transformers", name, model, generate_way(model, scale), scale, copy_bytes_per_s)
+        except Exception as error:
+            yield {"model": name, "way": "transformers", "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def timed(
+    way: str, name: str, model: PreTrainedModel, run: Callable[[], object], scale: Scale, copy_bytes_per_s: float
+) -> dict[str, Any]:
+    """The figures of one way, from the fastest of a few runs after one that does not count."""
+    run()
+    token_s = min(seconds(run, scale.device) for _ in range(REPEATS)) / scale.batch_one_tokens
+    return {
+        "model": name,
+        "way": way,
+        "copy_bytes_per_s": copy_bytes_per_s,
+        "weight_bytes": weight_bytes(model),
+        "tokens_per_s": 1 / token_s,
+        "percent_of_bandwidth": 100 * weight_bytes(model) / copy_bytes_per_s / token_s,
+    }
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
@@ -70,9 +80,3 @@ def generate_way(model: PreTrainedModel, scale: Scale) -> Callable[[], object]:
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=scale.batch_one_tokens,
         cache_implementation="static", pad_token_id=0,
     )  # fmt: skip
-
-
-def fastest(run: Callable[[], object], scale: Scale) -> float:
-    """Seconds of the fastest of a few runs, after one that does not count."""
-    run()
-    return min(seconds(run, scale.device) for _ in range(REPEATS))

@@ -9,8 +9,10 @@ of one completion. So no length has to be written token by token.
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,11 @@ CHUNK_TOKENS = 128
 PROMPT_TOKENS = 16
 LORA = LoRASettings(rank=32, alpha=64.0)
 LEARNING_RATE = 1e-5
+BAR = "peak bytes of a GRPO step"
 
 
 def measure(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Peak bytes of both phases at each length; None on a CPU, where nobody counts."""
+    """Peak bytes of both phases at each length, None on a CPU. The first length that does not fit ends it."""
     device = scale.device
     student, teacher = _load(scale, "1.7B"), _load(scale, "8B")
     add_lora(student, LORA)
@@ -45,16 +48,16 @@ def measure(scale: Scale) -> Iterator[dict[str, Any]]:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT_BYTES / total), device)
     for length in scale.train_tokens:
-        decode_bytes = _peak_bytes(lambda length=length: _decode(student, teacher, length, device), device)
-        update_bytes = _peak_bytes(lambda length=length: _update(student, optimizer, length, device), device)
-        peak = max(decode_bytes, update_bytes) if decode_bytes is not None and update_bytes is not None else None
-        yield {
-            "completion_tokens": length,
-            "num_slots": NUM_SLOTS,
-            "decode_peak_bytes": decode_bytes,
-            "update_peak_bytes": update_bytes,
-            **bar("peak bytes of a GRPO step", peak, LIMIT_BYTES, scale, is_upper=True),
-        }
+        figures: dict[str, Any] = {"completion_tokens": length, "num_slots": NUM_SLOTS}
+        try:
+            figures["decode_peak_bytes"] = _peak_bytes(partial(_decode, student, teacher, length, device), device)
+            figures["update_peak_bytes"] = _peak_bytes(partial(_update, student, optimizer, length, device), device)
+        except torch.OutOfMemoryError as error:
+            yield {**figures, **bar(BAR, math.inf, LIMIT_BYTES, scale, is_upper=True), "value": str(error)}
+            return
+        peaks = [figures["decode_peak_bytes"], figures["update_peak_bytes"]]
+        peak = None if None in peaks else max(peaks)
+        yield {**figures, **bar(BAR, peak, LIMIT_BYTES, scale, is_upper=True)}
 
 
 def _load(scale: Scale, name: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import batch_one, memory
 from benchmarks.gpu.__main__ import Part, run_all, run_here
 from benchmarks.gpu.batch_one import weight_bytes
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
@@ -83,7 +84,7 @@ def test_the_embedded_tokenizer_serves_the_published_vocabulary():
 def test_one_completion_at_a_time_is_measured_in_both_ways(measure):
     lines = measure("batch_one")
     assert [(line["model"], line["way"]) for line in lines] == [
-        (model, way) for model in ("1.7B", "0.6B", "8B") for way in ("relay", "transformers")
+        (model, way) for way in ("relay", "transformers") for model in ("1.7B", "0.6B", "8B")
     ]
     assert {line.get("word") for line in lines} == {"open", None}
     assert all(line["tokens_per_s"] > 0 for line in lines)
@@ -96,6 +97,28 @@ def test_a_rollout_is_measured_in_all_ways_with_the_calls_that_were_scripted(mea
     assert relay["teacher_share"] == pytest.approx(TINY.num_calls * TINY.call_tokens / TINY.completion_tokens)
     assert short["num_calls"] == released["num_calls"] == TINY.num_slots
     assert released["word"] == "open"
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_is_a_bar_not_met_and_the_end(measure, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+
+    def run_out(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(memory, "_update", run_out)
+    [line] = measure("memory")
+    assert line["completion_tokens"] == TINY.train_tokens[0]
+    assert line["value"] == "no room"
+
+
+@pytest.mark.slow
+def test_a_rival_that_fails_is_noted_beside_the_others(measure, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("does not compile\nlong story")
+
+    monkeypatch.setattr(batch_one, "generate_way", broken)
+    assert [line.get("failed") for line in measure("batch_one")] == [None] * 3 + ["RuntimeError: does not compile"] * 3
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 
-from relay_lightning.engine.kv_cache import SlotKVCache
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.models import loading
 from relay_lightning.models.architecture import describe
@@ -111,5 +110,6 @@ def test_keys_and_values_have_the_dtype_of_the_weights(small_pair):
     with engine.session():
         engine.allocate(2, 8)
         engine.step(torch.tensor([3, 4]), torch.tensor([True, True]))
-    assert isinstance(engine._cache, SlotKVCache)
-    assert {storage.dtype for storage in engine._cache._all_storages()} == {torch.bfloat16}
+    config = engine.model.config
+    num_values = 2 * 2 * 8 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert engine.cache_bytes == num_values * torch.bfloat16.itemsize

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from relay_lightning.data.presets import PRESETS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = sorted((CONFIGS / "qwen3").glob("*.yaml"))
@@ -22,6 +25,14 @@ def planned(in_process, stage: Path, gigabytes: float, *arguments: object):
 def test_there_is_a_stage_file_and_an_overlay_for_every_size():
     assert {path.stem for path in STAGES} == {"0.6b_grpo", "0.6b_warmup", "1.7b_grpo", "1.7b_warmup"}
     assert {path.stem for path in OVERLAYS} == {"gpu24gb", "gpu48gb", "gpu80gb"}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda path: path.stem)
+def test_a_stage_trains_on_what_is_published_and_holds_other_problems_out(stage):
+    data = yaml.safe_load(stage.read_text())["data"]["init_args"]
+    assert data["train"] == "dapo-17k-filtered"
+    names = [data[split] for split in ("train", "val", "test")]
+    assert len({PRESETS[name].path for name in names}) == 3
 
 
 def test_the_largest_student_fits_the_smallest_device(in_process):

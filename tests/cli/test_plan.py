@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
+
+from relay_lightning.commands.plan import plan_run
+from relay_lightning.data.presets import PRESETS
+from relay_lightning.data.prompts import PromptDataModule
+from relay_lightning.modules.grpo import GRPOModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = sorted((CONFIGS / "qwen3").glob("*.yaml"))
@@ -22,6 +29,14 @@ def planned(in_process, stage: Path, gigabytes: float, *arguments: object):
 def test_there_is_a_stage_file_and_an_overlay_for_every_size():
     assert {path.stem for path in STAGES} == {"0.6b_grpo", "0.6b_warmup", "1.7b_grpo", "1.7b_warmup"}
     assert {path.stem for path in OVERLAYS} == {"gpu24gb", "gpu48gb", "gpu80gb"}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda path: path.stem)
+def test_a_stage_trains_on_what_is_published_and_holds_other_problems_out(stage):
+    data = yaml.safe_load(stage.read_text())["data"]["init_args"]
+    assert data["train"] == "dapo-17k-filtered"
+    names = [data[split] for split in ("train", "val", "test")]
+    assert len({PRESETS[name].path for name in names}) == 3
 
 
 def test_the_largest_student_fits_the_smallest_device(in_process):
@@ -118,6 +133,25 @@ def test_a_run_on_a_cpu_is_not_planned_unless_asked(in_process, config):
     result = in_process("fit", "--config", config, *NO_ROOM, "--trainer.max_steps", 1)
     assert result.exit_code == 0, result.errors
     assert "does not fit" not in result.errors
+
+
+def on_a_gpu(precision: str) -> SimpleNamespace:
+    """What a plan asks of a trainer."""
+    strategy = SimpleNamespace(root_device=SimpleNamespace(type="cuda"))
+    return SimpleNamespace(
+        strategy=strategy, precision=precision, num_devices=1, num_nodes=1, accumulate_grad_batches=1, world_size=1
+    )
+
+
+@pytest.mark.usefixtures("_small_device")
+def test_a_run_on_a_gpu_is_planned_by_default_if_it_can_be(small_pair):
+    module = GRPOModule(student=small_pair.student, teacher=small_pair.teacher, num_slots=64)
+    data = PromptDataModule()
+    with pytest.raises(RuntimeError, match="does not fit: peak"):
+        plan_run(module, data, on_a_gpu("32-true"), None)
+    with pytest.warns(UserWarning, match="not planned: .*'transformer-engine' cannot be planned for"):
+        plan_run(module, data, on_a_gpu("transformer-engine"), None)
+    plan_run(module, data, on_a_gpu("32-true"), "off")
 
 
 def test_automatic_slots_change_nothing_but_their_number(in_process, config, caplog, monkeypatch, tmp_path):

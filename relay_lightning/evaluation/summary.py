@@ -19,8 +19,8 @@ TITLES = {
     "teacher_alone": "teacher alone",
     "relay_before": "relay before",
     "relay_after": "relay after",
-    "relay_before_sampled": "relay before, sampled",
-    "relay_after_sampled": "relay after, sampled",
+    "relay_before_sampled": "relay before, T = 1",
+    "relay_after_sampled": "relay after, T = 1",
     "teacher_free_after": "teacher-free after",
     "random_query_router_matched": "random query router*",
     "random_token_router_same_budget": "random token router*",
@@ -91,7 +91,7 @@ def installed_versions() -> dict[str, str]:
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The summary for a terminal."""
     table = Table(
-        title="held-out problems, greedy decoding unless sampled", title_justify="left", caption_justify="left"
+        title="held-out problems, greedy decoding but where T = 1", title_justify="left", caption_justify="left"
     )
     table.caption = FOOTNOTE if "random_query_router_matched" in summary else None
     table.add_column("who writes", no_wrap=True)

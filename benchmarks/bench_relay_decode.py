@@ -14,6 +14,7 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,7 +176,7 @@ def cost_per_token(setup: Setup) -> dict[str, list[float]]:
     return {"us_per_token_by_calls": by_calls, "us_per_token_by_length": relay, "plain_us_by_length": plain}
 
 
-def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, float]:
+def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, Any]:
     """Question 3: the same tokens by the relay, by a bare loop over the same engine, and by `transformers.generate`."""
     decoder = setup.decoder(EndlessEngine)
     requests = [RelayRequest(prompt) for prompt in setup.prompts]

@@ -32,6 +32,7 @@ def load_relay(
     teacher: str | None = "tiny:teacher",
     *,
     num_slots: int = 64,
+    cuda_graphs: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     student_loading: LoadSettings = DEFAULT,
@@ -40,9 +41,10 @@ def load_relay(
     """A relay of the models named `student` and `teacher`.
 
     A name is a local folder, a hub id, or one of the embedded tiny:student, tiny:warm-student and tiny:teacher. teacher
-    None: the student alone (`policy="teacher_free"`). num_slots: completions in flight. device: by default a
-    GPU where there is one. dtype: of both models where their settings name none; by default what each model's config
-    names. student_loading, teacher_loading: quantisation and attention. Raises as `load_model` does.
+    None: the student alone (`policy="teacher_free"`). num_slots: completions in flight. cuda_graphs: on a GPU, whether
+    decode steps are captured. device: by default a GPU where there is one. dtype: of both models where their settings
+    name none; by default what each model's config names. student_loading, teacher_loading: quantisation and attention.
+    Raises as `load_model` does.
     """
     if teacher is not None and "://" in teacher:
         raise ValueError(f"teacher={teacher!r} is a URL; a served teacher is not supported, name a model")
@@ -53,7 +55,9 @@ def load_relay(
     if teacher is not None:
         teacher_model = load_model(teacher, dtype, teacher_loading, device).requires_grad_(False)
         teacher_tokenizer = load_tokenizer(teacher, teacher_loading)
-    decoder = build_decoder(student_model, tokenizer, teacher_model, teacher_tokenizer, num_slots=num_slots)
+    decoder = build_decoder(
+        student_model, tokenizer, teacher_model, teacher_tokenizer, num_slots=num_slots, cuda_graphs=cuda_graphs
+    )
 
     def prompt(prompt_id: int, question: str | Sequence[int]) -> Prompt:
         return _prompt(tokenizer, prompt_id, question)
@@ -68,6 +72,7 @@ def build_decoder(
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     num_slots: int,
+    cuda_graphs: bool = True,
 ) -> RelayDecoder:
     """A decoder over two loaded models, or over a student alone; `tokenizer` is the student's.
 
@@ -80,7 +85,9 @@ def build_decoder(
     bridge = None
     if teacher_engine is not None and teacher_tokenizer is not None:
         bridge = _bridge(protocol.vocabulary, tokenizer, teacher_tokenizer, teacher_engine.vocab_size)
-    return RelayDecoder(student_engine, teacher_engine, protocol, bridge=bridge, num_slots=num_slots)
+    return RelayDecoder(
+        student_engine, teacher_engine, protocol, bridge=bridge, num_slots=num_slots, cuda_graphs=cuda_graphs
+    )
 
 
 def _bridge(

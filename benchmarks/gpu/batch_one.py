@@ -29,13 +29,16 @@ PROMPT_TOKENS = 16
 
 
 def measure(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Figures of each model: ours of all, then the rival's, whose failure is noted and costs the others nothing."""
+    """Figures of each model: ours, with CUDA graphs and without, then the rival's, whose failure is only noted."""
     tokenizer = text_tokenizer()
     copy_bytes_per_s = copy_bandwidth(Target.of(scale.device, "reference"))
     models = {name: scale.random_model(name, tokenizer) for name in BARS}
     for name, model in models.items():
         figures = timed("relay", name, model, relay_way(model, tokenizer, scale), scale, copy_bytes_per_s)
         yield figures | bar("% of copy bandwidth", figures["percent_of_bandwidth"], BARS[name], scale)
+    for name, model in models.items():
+        run = relay_way(model, tokenizer, scale, cuda_graphs=False)
+        yield timed("relay without CUDA graphs", name, model, run, scale, copy_bytes_per_s)
     for name, model in models.items():
         try:
             yield timed("transformers", name, model, generate_way(model, scale), scale, copy_bytes_per_s)
@@ -66,9 +69,13 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return every - (0 if head is embedding else embedding.numel() * embedding.itemsize)
 
 
-def relay_way(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scale: Scale) -> Callable[[], object]:
+def relay_way(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scale: Scale, *, cuda_graphs: bool = True
+) -> Callable[[], object]:
     protocol = CallProtocol().compile(tokenizer, model.config.vocab_size)
-    decoder = RelayDecoder(EndlessEngine(model), None, protocol, num_slots=1, steps_per_look=STEPS_PER_LOOK)
+    decoder = RelayDecoder(
+        EndlessEngine(model), None, protocol, num_slots=1, steps_per_look=STEPS_PER_LOOK, cuda_graphs=cuda_graphs
+    )
     request = RelayRequest(Prompt(0, tuple(range(8, 8 + PROMPT_TOKENS))))
     return lambda: decoder.generate([request], greedy(scale.batch_one_tokens), policy="teacher_free")
 

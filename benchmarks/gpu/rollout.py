@@ -17,6 +17,7 @@ from benchmarks.gpu.scale import Scale, bar, text_tokenizer
 from benchmarks.harness import seconds
 from benchmarks.released_way import Conversation
 from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.engine.cuda_graphs import CudaCapture, StepGraphs
 from relay_lightning.relay.decoder import RelayRequest
 from relay_lightning.tiny.task import generate_problems
 
@@ -86,7 +87,13 @@ def _teacher_by_itself(setup: Setup, scale: Scale) -> None:
     engine = EndlessEngine(setup.teacher)
     num_context = len(setup.prompts[0].token_ids) + scale.completion_tokens
     slots = torch.arange(scale.num_slots, device=setup.device)
-    is_active = torch.ones_like(slots, dtype=torch.bool)
+    is_active, token = torch.ones_like(slots, dtype=torch.bool), torch.full_like(slots, 8)
+    is_cuda = setup.device.type == "cuda"
+    graphs = StepGraphs(CudaCapture(setup.device), scale.num_slots, setup.device) if is_cuda else None
+
+    def step() -> None:
+        token.copy_(engine.step(token, is_active).argmax(-1))
+
     with engine.session():
         engine.allocate(scale.num_slots, num_context + scale.num_calls * scale.call_tokens)
         for _ in range(-(-scale.num_completions // scale.num_slots)):
@@ -96,9 +103,11 @@ def _teacher_by_itself(setup: Setup, scale: Scale) -> None:
                 width = min(PREFILL_TOKENS, num_context - start)
                 ids = torch.full((scale.num_slots, width), 8, device=setup.device)
                 engine.extend(slots, ids, torch.full_like(slots, width))
-            token = torch.full_like(slots, 8)
             for _ in range(scale.num_calls * scale.call_tokens):
-                token = engine.step(token, is_active).argmax(-1)
+                if graphs is None:
+                    step()
+                elif graphs.run(engine.step_shape, step):
+                    engine.count_step()
 
 
 def _against_the_released_way(setup: Setup, scale: Scale) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,8 @@ bool take_rows(const TensorView& cache, const TensorView& cache_seqlens, const O
   if (slots.has_value() && !take_integers(slots.value(), kCpu, a->num_rows, &a->slots)) return false;
   for (int64_t row = 0; row < a->num_rows; ++row) {
     const int64_t length = a->cache_seqlens[row], added = a->num_new[row], slot = a->slots[row];
-    if (length < 0 || added < 0 || added > a->num_tokens || length > capacity - added) return false;
+    if (length < 0 || added < 0 || added > a->num_tokens) return false;
+    if (added > 0 && length > capacity - added) return false;
     if (slot < 0 || slot >= num_slots) return false;
   }
   return true;

@@ -151,7 +151,10 @@ class Report(Callback):
         loading = self.base_student_loading or pl_module.student_loading
         engine = LocalEngine(load_model(self.base_student, None, loading, pl_module.device))
         decoder = held_out.decoder
-        return replace(held_out, decoder=RelayDecoder(engine, None, decoder.protocol, num_slots=decoder.num_slots))
+        alone = RelayDecoder(
+            engine, None, decoder.protocol, num_slots=decoder.num_slots, cuda_graphs=decoder.cuda_graphs
+        )
+        return replace(held_out, decoder=alone)
 
     def _identity(self, pl_module: LightningModule, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """What the figures from before depend on."""

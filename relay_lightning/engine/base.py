@@ -31,6 +31,10 @@ class TokenEngine(Protocol):
     def lengths(self) -> Tensor:
         """[S] int64: tokens in each slot's cache."""
 
+    @property
+    def step_shape(self) -> int:
+        """What the device's work of the next `step` depends on beside the shapes of its arguments."""
+
     def session(self) -> AbstractContextManager[None]:
         """Holds while the engine is decoded with: no gradients, no dropout. Restores what it changed."""
 
@@ -55,3 +59,6 @@ class TokenEngine(Protocol):
         token_ids: [N] int64; is_active: [N] bool, rows of False keep their cache as it is and get meaningless logits;
         slots: [N], or None for all S slots in order.
         """
+
+    def count_step(self) -> None:
+        """Tells the engine that the device has repeated its last `step` without the host's part in it."""

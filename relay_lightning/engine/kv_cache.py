@@ -13,21 +13,24 @@ from relay_kernels import decode_attention
 from torch import Tensor
 
 VIEW_BUCKET = 32
-"""The columns in view are rounded up to this, so that few distinct shapes occur."""
+"""On a CPU the columns in view are rounded up to a multiple of this."""
+FEWEST_CUDA_COLUMNS = 512
+"""On a GPU they double from here: each number has its graphs, and columns beyond a row's length cost little."""
 
 
 class SlotKVCache:
     """Per-layer keys and values [S, C, K, D], which each layer's attention appends to and reads in place.
 
     A forward pass is announced with `begin`, under the autocast it runs in; the model then calls `attend` once per
-    layer. Storage is made by the first call of a layer, with the dtype and head shape that the model has.
+    layer. Storage is made by the first call of a layer, with the dtype and head shape that the model has. A pass that a
+    CUDA graph repeats is told of with `grow` alone.
     """
 
     def __init__(self, num_slots: int, max_length: int, device: torch.device) -> None:
         self.num_slots = num_slots
         self.max_length = max_length
         self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        """[S] int64: tokens in each slot."""
+        """[S] int64: tokens in each slot; written in place."""
         self.longest = 0
         """An upper bound of `lengths` that is known without asking the device."""
         self._storages: list[tuple[Tensor, Tensor]] = []
@@ -54,17 +57,33 @@ class SlotKVCache:
 
         slots: [N] or None for all. Returns positions [N, T] int64.
         """
-        lengths = self.lengths if slots is None else self.lengths.index_select(0, slots)
+        self.grow(num_tokens)
+        lengths = self.lengths.clone() if slots is None else self.lengths.index_select(0, slots)
         self._slots, self._num_cached, self._num_new, self.num_attended = slots, lengths, num_new, 0
-        self.longest = min(self.longest + num_tokens, self.max_length)
         self._autocast_dtype = _autocast_dtype(lengths.device.type)
-        self._look_at(min(-(-self.longest // VIEW_BUCKET) * VIEW_BUCKET, self.max_length))
         if slots is None:
-            self.lengths = lengths + num_new
+            self.lengths += num_new
         else:
-            self.lengths = self.lengths.index_copy(0, slots, lengths + num_new)
+            self.lengths.index_copy_(0, slots, lengths + num_new)
         positions = lengths[:, None] if num_tokens == 1 else lengths[:, None] + self._columns[:num_tokens]
         return positions.clamp(max=self.max_length - 1)
+
+    def grow(self, num_tokens: int) -> None:
+        """The host's part of a pass: makes room in view for that many more tokens in each slot."""
+        num_columns = self.columns_after(num_tokens)
+        self.longest = min(self.longest + num_tokens, self.max_length)
+        if num_columns != self._num_columns:
+            self._num_columns = num_columns
+            self._views = [(keys[:, :num_columns], values[:, :num_columns]) for keys, values in self._storages]
+
+    def columns_after(self, num_tokens: int) -> int:
+        """Columns in view in the next pass, if it has so many tokens a row."""
+        longest = self.longest + num_tokens
+        if self.lengths.is_cuda:
+            num_columns = max(FEWEST_CUDA_COLUMNS, 1 << (longest - 1).bit_length())
+        else:
+            num_columns = -(-longest // VIEW_BUCKET) * VIEW_BUCKET
+        return min(num_columns, self.max_length)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer_index: int, scale: float | None) -> Tensor:
         """Appends the new keys and values, each [N, T, K, D], and returns the attention of `query`, [N, T, H, D]."""
@@ -88,24 +107,18 @@ class SlotKVCache:
 
     def truncate(self, slots: Tensor, lengths: Tensor) -> None:
         """Forgets all but the first lengths[i] tokens of slots[i]."""
-        self.lengths = self.lengths.index_copy(0, slots, lengths)
+        self.lengths.index_copy_(0, slots, lengths)
 
     def copy_prefix(self, source: int, targets: Tensor, length: int) -> None:
         """Makes the first `length` tokens of slot `source` the whole contents of each target slot."""
         for storage in self._all_storages():
             storage[targets, :length] = storage[source, :length]
-        self.lengths = self.lengths.index_fill(0, targets, length)
+        self.lengths.index_fill_(0, targets, length)
         self.longest = max(self.longest, length)
 
     def tighten(self, longest: int) -> None:
         """Lowers the bound `longest` to what the caller has read back from the device."""
         self.longest = longest
-
-    def _look_at(self, num_columns: int) -> None:
-        """Cuts the storages of all layers to so many columns, where they are not."""
-        if num_columns != self._num_columns:
-            self._num_columns = num_columns
-            self._views = [(keys[:, :num_columns], values[:, :num_columns]) for keys, values in self._storages]
 
     def _add_layer(self, like: Tensor, dtype: torch.dtype) -> None:
         shape = (self.num_slots, self.max_length, *like.shape[2:])

@@ -107,6 +107,13 @@ class LocalEngine:
         # The whole head of the model runs, whatever scales or caps it has.
         return self._forward(self.model, token_ids[:, None], slots, num_new).logits[:, -1]
 
+    @property
+    def step_shape(self) -> int:
+        return self._cache.columns_after(1)
+
+    def count_step(self) -> None:
+        self._cache.grow(1)
+
     def _hidden(self, token_ids: Tensor, slots: Tensor | None, num_new: Tensor) -> Tensor:
         """Hidden states of the new tokens, [N, T, E]."""
         if self._blocks is None:

@@ -63,6 +63,7 @@ class RelayModule(LightningModule):
         student_loading: LoadSettings,
         teacher_loading: LoadSettings,
         num_slots: NumSlots,
+        cuda_graphs: bool,
         max_completion_tokens: int,
         max_calls: int | None,
         max_call_tokens: int | None,
@@ -84,6 +85,7 @@ class RelayModule(LightningModule):
         self.student_loading = student_loading
         self.teacher_loading = teacher_loading
         self.num_slots = num_slots
+        self.cuda_graphs = cuda_graphs
         self.max_completion_tokens = max_completion_tokens
         self.max_calls = max_calls
         self.max_call_tokens = max_call_tokens
@@ -293,7 +295,14 @@ class RelayModule(LightningModule):
             teacher = load_model(self.teacher_name, None, self.teacher_loading, self.device).requires_grad_(False)
             teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
             rank_zero_info(f"teacher {self.teacher_name}: {describe(teacher)}")
-        return build_decoder(self.student, self.tokenizer, teacher, teacher_tokenizer, num_slots=self.num_slots)
+        return build_decoder(
+            self.student,
+            self.tokenizer,
+            teacher,
+            teacher_tokenizer,
+            num_slots=self.num_slots,
+            cuda_graphs=self.cuda_graphs,
+        )
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
         """What validation and test report of some prompts, as numerators and denominators: greedy decoding."""

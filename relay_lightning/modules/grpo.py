@@ -44,6 +44,7 @@ class GRPOModule(RelayModule):
         teacher_loading: the same of the teacher.
         group_size: completions per prompt.
         num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
+        cuda_graphs: on a GPU, whether decode steps are captured in CUDA graphs.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the student's samples; log-probabilities are taken at it as well.
         top_k: of the student's samples; 0 keeps all tokens.
@@ -89,6 +90,7 @@ class GRPOModule(RelayModule):
         teacher_loading: LoadSettings = DEFAULT,
         group_size: int = 8,
         num_slots: NumSlots = 128,
+        cuda_graphs: bool = True,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -138,6 +140,7 @@ class GRPOModule(RelayModule):
             student_loading=student_loading,
             teacher_loading=teacher_loading,
             num_slots=num_slots,
+            cuda_graphs=cuda_graphs,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
             max_call_tokens=max_call_tokens,

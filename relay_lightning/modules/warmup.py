@@ -46,6 +46,7 @@ class WarmupModule(RelayModule):
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
         num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
+        cuda_graphs: on a GPU, whether decode steps are captured in CUDA graphs.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the self-sampled completions.
         top_k: of the self-sampled completions; 0 keeps all tokens.
@@ -71,6 +72,7 @@ class WarmupModule(RelayModule):
         student_loading: LoadSettings = DEFAULT,
         teacher_loading: LoadSettings = DEFAULT,
         num_slots: NumSlots = 128,
+        cuda_graphs: bool = True,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -93,6 +95,7 @@ class WarmupModule(RelayModule):
             student_loading=student_loading,
             teacher_loading=teacher_loading,
             num_slots=num_slots,
+            cuda_graphs=cuda_graphs,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
             max_call_tokens=max_call_tokens,
@@ -149,7 +152,13 @@ class WarmupModule(RelayModule):
 
     def _draw(self, student: torch.nn.Module, prompts: Sequence[Prompt]) -> list[SelfSample]:
         """New samples, with a progress bar."""
-        decoder = RelayDecoder(LocalEngine(student), None, self.decoder.protocol, num_slots=self.num_slots)
+        decoder = RelayDecoder(
+            LocalEngine(student),
+            None,
+            self.decoder.protocol,
+            num_slots=self.num_slots,
+            cuda_graphs=self.cuda_graphs,
+        )
         with Progress(transient=True) as progress:
             task = progress.add_task("self-sampling", total=len(prompts) * self.samples_per_prompt)
             return draw_self_samples(

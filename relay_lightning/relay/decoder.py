@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from relay_lightning.engine.base import TokenEngine
+from relay_lightning.engine.cuda_graphs import Capture, CudaCapture
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.bridge import TextBridge
@@ -25,6 +26,10 @@ __all__ = ["RelayDecoder", "RelayRequest"]
 
 logger = logging.getLogger(__name__)
 
+CUDA_STEPS_PER_LOOK = 4
+"""A look waits for the device and then leaves it idle for some Python; a row that has stopped runs idle until the next
+look, which costs nothing while others run. A guess, to be measured."""
+
 
 class RelayDecoder:
     """Decodes through one pair of engines. `stats` holds the counts and seconds of the last `generate`."""
@@ -37,15 +42,19 @@ class RelayDecoder:
         *,
         bridge: TextBridge | None = None,
         num_slots: int = 64,
-        steps_per_look: int = 1,
+        steps_per_look: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         """bridge: between the vocabularies of student and teacher; None where they share one.
 
         num_slots: completions in flight, halved for good whenever memory does not suffice. steps_per_look: decode steps
-        between two looks of the host at the rows.
+        between two looks of the host at the rows; by default `CUDA_STEPS_PER_LOOK` on a GPU and 1 elsewhere.
+        cuda_graphs: on a GPU, whether decode steps are captured; a step that cannot be is run as it is, with a warning.
 
         Raises ValueError when the protocol is not compiled for the student's vocabulary or a number is below 1.
         """
+        if steps_per_look is None:
+            steps_per_look = CUDA_STEPS_PER_LOOK if student.device.type == "cuda" else 1
         if num_slots < 1 or steps_per_look < 1:
             raise ValueError(f"num_slots and steps_per_look must be at least 1, not {num_slots} and {steps_per_look}")
         if protocol.vocab_size != student.vocab_size:
@@ -59,6 +68,7 @@ class RelayDecoder:
         self.bridge = bridge
         self.num_slots = num_slots
         self.steps_per_look = steps_per_look
+        self.cuda_graphs = cuda_graphs
         self.stats = DecodeStats()
 
     def generate(
@@ -124,7 +134,9 @@ class RelayDecoder:
         """The completion of each request, None where memory ran out first."""
         start_s, run, num_finished = time.perf_counter(), None, 0
         try:
-            run = DecodeRun(self.student, self.teacher, self.protocol, requests, options, self.bridge)
+            run = DecodeRun(
+                self.student, self.teacher, self.protocol, requests, options, self.bridge, self._new_capture()
+            )
             while run.is_live:
                 run.advance()
                 if run.num_finished > num_finished:
@@ -136,6 +148,11 @@ class RelayDecoder:
             return [None] * len(requests)
         self.stats += run.stats(time.perf_counter() - start_s)
         return run.outcomes
+
+    def _new_capture(self) -> Capture | None:
+        """What makes the graphs of a run."""
+        device = self.student.device
+        return CudaCapture(device) if self.cuda_graphs and device.type == "cuda" else None
 
     def _halve_slots(self, num_slots: int, error: torch.OutOfMemoryError) -> None:
         if num_slots == 1:

@@ -49,7 +49,8 @@ class Policy(Protocol):
     def decide(self, logits: Tensor, view: PolicyView) -> Tensor | None:
         """[N] int64: tokens to ask the teacher for before the next token; 0 lets the student write, None all students.
 
-        logits: [N, V].
+        logits: [N, V]. On a GPU this is captured and repeated, so it depends on its arguments alone; one that reads a
+        value back keeps the decoder from capturing.
         """
 
 

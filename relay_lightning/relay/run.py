@@ -17,6 +17,7 @@ from relay_kernels.relay_step import RelayStepState, RowStatus, Writer
 from torch import Tensor
 
 from relay_lightning.engine.base import TokenEngine
+from relay_lightning.engine.cuda_graphs import Capture, StepGraphs
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.bridge import TextBridge
@@ -60,8 +61,10 @@ class DecodeRun:
         requests: Sequence[RelayRequest],
         options: RunOptions,
         bridge: TextBridge | None = None,
+        capture: Capture | None = None,
     ) -> None:
-        """bridge: between two vocabularies; None where teacher and student share one."""
+        """bridge: between two vocabularies; None where teacher and student share one. capture: makes graphs of steps;
+        None to run each."""
         self.protocol = protocol
         self.options = options
         self.bridge = bridge
@@ -105,6 +108,7 @@ class DecodeRun:
             self._sides[Writer.TEACHER] = Side(
                 Writer.TEACHER, teacher, options.teacher_sampling, self._state, options.seed
             )
+        self._graphs = None if capture is None else StepGraphs(capture, num_slots, student.device)
         self._running: dict[Writer, dict[int, Row]] = {writer: {} for writer in Writer}
         self._waiting: dict[Writer, list[Row]] = {writer: [] for writer in Writer}
         self._writer = Writer.STUDENT
@@ -216,15 +220,15 @@ class DecodeRun:
         Returns status, tokens, requested n and cached tokens of every slot, [4, S], for which the host waits.
         """
         start_s = time.perf_counter()
-        running, state = self._running[self._writer], self._state
+        running, state = sorted(self._running[self._writer]), self._state
         side, policy = self._sides[self._writer], self.options.policy
         asks = self._writer == Writer.STUDENT and policy.decides_per_token
-        slots = None if len(running) == state.num_slots else self._tensor(sorted(running))
+        if self._graphs is not None:
+            slots = self._graphs.place(running)
+        else:
+            slots = None if len(running) == state.num_slots else self._tensor(running)
         for _ in range(self.options.steps_per_look):
-            logits = side.forward(slots)
-            if asks:
-                self._ask_policy(logits, slots)
-            side.step(slots, logits)
+            side.write(slots, self._graphs, self._ask_policy if asks else None)
         facts = torch.stack([state.status.long(), state.num_tokens, state.command_n, side.engine.lengths]).tolist()
         side.num_steps += self.options.steps_per_look
         side.step_s += time.perf_counter() - start_s

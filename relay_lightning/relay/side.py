@@ -6,7 +6,7 @@ Shapes: S slots, N rows of a call, T tokens of a chunk, L longest completion.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from relay_kernels.relay_step import CommandTable, RandomStream, RelayStepState,
 from torch import Tensor
 
 from relay_lightning.engine.base import TokenEngine
+from relay_lightning.engine.cuda_graphs import StepGraphs
 from relay_lightning.engine.sampling import SamplingParams
 
 MAX_CHUNK_TOKENS = 16384
@@ -21,6 +22,9 @@ MAX_CHUNK_TOKENS = 16384
 CHUNK_COST = 100
 """What a pass costs beyond its tokens, in tokens. Measured about 100 for the embedded pair on a CPU; as many are to be
 expected of an 8 B model on a GPU, whose weights take as long to read as that many tokens to compute."""
+
+AskPolicy = Callable[[Tensor, Tensor | None], None]
+"""Told the logits, [N, V], of some slots, or of all (None), before tokens are drawn from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,21 @@ class Side:
         self.num_prefill_tokens += len(readings)
         self.prefill_s += time.perf_counter() - start_s
 
-    def step(self, slots: Tensor | None, logits: Tensor) -> None:
+    def write(self, slots: Tensor | None, graphs: StepGraphs | None, ask: AskPolicy | None) -> None:
+        """One decode step of `slots` (None: all), by a graph where it has been captured."""
+
+        def step() -> None:
+            logits = self._forward(slots)
+            if ask is not None:
+                ask(logits, slots)
+            self._sample(slots, logits)
+
+        if graphs is None:
+            step()
+        elif graphs.run((self.writer, None if slots is None else len(slots), self.engine.step_shape), step):
+            self.engine.count_step()
+
+    def _sample(self, slots: Tensor | None, logits: Tensor) -> None:
         """Writes a token to each row of this side from the logits of `slots` (None: all)."""
         sampling = self.sampling
         relay_step(
@@ -111,7 +129,7 @@ class Side:
             uniforms=self._uniforms,
         )
 
-    def forward(self, slots: Tensor | None) -> Tensor:
+    def _forward(self, slots: Tensor | None) -> Tensor:
         """Logits after the last token of each of `slots` (None: all), [N, V]; rows of others are meaningless."""
         status, last_token = self.state.status, self.state.last_token
         if slots is not None:

@@ -74,6 +74,13 @@ class FakeEngine:
                 logits[row] = self.logits_of(tuple(self.contexts[slot]))
         return logits
 
+    @property
+    def step_shape(self) -> int:
+        return 0
+
+    def count_step(self) -> None:
+        raise AssertionError("what a fake engine does cannot be repeated by a device")
+
     def _feed(self, slot: int, token_ids: Sequence[int]) -> None:
         self.contexts[slot] += token_ids
         self.num_fed_tokens += len(token_ids)

@@ -120,6 +120,16 @@ def test_attention_with_the_append_equals_append_then_attention(backend):
     assert torch.equal(fused["value_cache"], apart["value_cache"])
 
 
+def test_a_row_without_new_tokens_may_be_longer_than_the_view_of_the_cache(backend):
+    inputs, num_new = make(size=32), torch.tensor([2, 0, 1])
+    inputs["cache_seqlens"][1] = 1000
+    key_cache = inputs["key_cache"].clone()
+    output = decode_attention(**inputs, num_new=num_new, backend=backend)
+    assert not output[1].any()
+    assert output[[0, 2], :1].any()
+    assert torch.equal(inputs["key_cache"][1], key_cache[1])
+
+
 def test_append_writes_the_new_tokens_and_nothing_else(backend):
     inputs = make()
     before = inputs["key_cache"].clone()

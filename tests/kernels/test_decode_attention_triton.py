@@ -138,6 +138,15 @@ def test_no_rows_and_all_rows_parked(device):
     assert torch.equal(inputs["key_cache"], before)
 
 
+def test_a_row_without_new_tokens_may_be_longer_than_the_view_of_the_cache(device):
+    inputs = make(device, torch.float32, lengths=[3, 1000])
+    key_cache = inputs["key_cache"].clone()
+    output = decode_attention(**inputs, num_new=torch.tensor([1, 0], device=device), backend="triton")
+    assert not output[1].any()
+    assert output[0].any()
+    assert torch.equal(inputs["key_cache"][1], key_cache[1])
+
+
 def test_a_row_is_bit_equal_alone_and_in_a_batch(device, monkeypatch):
     monkeypatch.setattr(triton_impl, "SPLIT_LENGTH", 16)
     inputs = make(device, torch.float32, lengths=[4, 37, 11])

@@ -35,8 +35,8 @@ def append_kv(
 
     key_cache, value_cache: [S, L, K, D] float; new_key, new_value: [B, T, K, D] of the same dtype; cache_seqlens: [B]
     int32 or int64, tokens already in the cache (left unchanged); num_new: [B] int, None for T everywhere; slots: [B]
-    int, distinct, None for row b = slot b. Raises ValueError that names the argument. Values on a CUDA device are not
-    read back: there a token beyond the capacity is dropped.
+    int, distinct, None for row b = slot b. A row without new tokens may have any length. Raises ValueError that names
+    the argument. Values on a CUDA device are not read back: there a token beyond the capacity is dropped.
     """
     arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
     chosen = choose_backend_for("append_kv", backend, key_cache, why_not=_why_not_triton(key_cache))

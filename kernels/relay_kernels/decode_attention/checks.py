@@ -121,7 +121,7 @@ def _check_values(
     added = torch.full_like(cache_seqlens, num_tokens) if num_new is None else num_new
     if num_new is not None and (int(num_new.min()) < 0 or int(num_new.max()) > num_tokens):
         raise ValueError(f"num_new must lie in 0..{num_tokens}, it holds {int(num_new.min())}..{int(num_new.max())}")
-    if int(cache_seqlens.min()) < 0 or int((cache_seqlens + added).max()) > key_cache.shape[1]:
+    if int(cache_seqlens.min()) < 0 or int(((cache_seqlens + added) * (added > 0)).max()) > key_cache.shape[1]:
         raise ValueError(
             f"cache_seqlens plus the new tokens must lie in 0..{key_cache.shape[1]}, the capacity of a slot"
         )

@@ -59,7 +59,7 @@ def decode_attention_flash(
         value_cache if slots is not None else value_cache[:num_rows],
         new_key,
         new_value,
-        cache_seqlens=lengths.to(torch.int32).contiguous(),
+        cache_seqlens=lengths.clamp(max=key_cache.shape[1]).to(torch.int32).contiguous(),
         cache_batch_idx=None if slots is None else slots.to(torch.int32).contiguous(),
         softmax_scale=scale,
         causal=True,

@@ -97,8 +97,8 @@ def keep_most_probable(
 
 
 def _column(value: float | Tensor, like: Tensor) -> Tensor:
-    """A parameter as a [B, 1] or [1, 1] tensor."""
-    return torch.as_tensor(value, device=like.device).reshape(-1, 1)
+    """A parameter as a [B, 1] or [1, 1] tensor, without a copy from the host."""
+    return value.reshape(-1, 1) if isinstance(value, Tensor) else torch.full((1, 1), value, device=like.device)
 
 
 def _is_on(value: float | Tensor, off: float) -> bool:

@@ -76,6 +76,8 @@ class RelayStepState:
     """[S] int64*: random key."""
     sample_index: Tensor
     """[S] int64*: random key."""
+    num_arrived: Tensor
+    """[S] int32: the Triton kernel's own; zero between steps."""
 
     @classmethod
     def empty(cls, num_slots: int, max_tokens: int, device: torch.device | str = "cpu") -> RelayStepState:
@@ -101,6 +103,7 @@ class RelayStepState:
             ends_on_teacher_eos=zeros(num_slots, dtype=torch.bool),
             prompt_id=zeros(num_slots),
             sample_index=zeros(num_slots),
+            num_arrived=zeros(num_slots, dtype=torch.int32),
         )
 
     @property

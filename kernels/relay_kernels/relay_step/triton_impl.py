@@ -20,17 +20,6 @@ MASK_64 = (1 << 64) - 1
 KEY_SHIFT = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 """Low bits of the fp32 form of a logit that are always zero: 16-bit logits need fewer probes."""
 
-_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
-"""Arrivals at each row, by device and stream: zero between launches, as the last program of a row resets its own."""
-
-
-def _counters(num_rows: int, device: torch.device) -> Tensor:
-    """At least `num_rows` counters that no launch on another stream uses."""
-    key = (device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
-    if key not in _COUNTERS or _COUNTERS[key].shape[0] < num_rows:
-        _COUNTERS[key] = torch.zeros(max(num_rows, 1024), dtype=torch.int32, device=device)
-    return _COUNTERS[key]
-
 
 def relay_step_triton(
     logits: Tensor,
@@ -66,7 +55,7 @@ def relay_step_triton(
         table.next_state, table.is_complete.view(torch.uint8), table.digit_action, table.digit_scale, table.digit_value
     ]  # fmt: skip
     with on_device(logits):
-        step_kernel[(num_splits, num_rows)](
+        step_kernel[(num_rows * num_splits,)](
             logits,
             slots,
             state.tokens,
@@ -88,7 +77,7 @@ def relay_step_triton(
             eos_token_ids,
             uniforms,
             *(value if isinstance(value, Tensor) else None for value in parameters),
-            _counters(num_rows, device),
+            state.num_arrived,
             split_sums,
             split_sums[2],
             *piece_sums,

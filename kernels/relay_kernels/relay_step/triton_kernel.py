@@ -115,7 +115,7 @@ def step_kernel(
     TEACHER_ENDED: tl.constexpr,
 ):
     """Scans one split of one row; the last program of a row finishes it."""
-    row = tl.program_id(1).to(tl.int64)
+    row = (tl.program_id(0) // num_splits).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64) if slots_ptr is not None else row
     if tl.load(status_ptr + slot) != WRITER:
         return
@@ -129,7 +129,7 @@ def step_kernel(
     banned_ptr = is_complete_ptr + command_state * vocab_size if MASK else is_complete_ptr
 
     # The scan.
-    split = tl.program_id(0)
+    split = tl.program_id(0) % num_splits
     local_piece = tl.arange(0, PIECES)
     index = split * (PIECES * PIECE) + local_piece[:, None] * PIECE + tl.arange(0, PIECE)[None, :]
     every, allowed = load_logits(row_ptr, banned_ptr, is_masking, index, index < vocab_size, MASK)

@@ -1,0 +1,96 @@
+"""Decode steps as CUDA graphs: hundreds of small kernels in one launch, without Python between them.
+
+A step reads and writes tensors that outlive the graphs, in place, and never asks the device for a value. What it reads
+on the host (a seed, a shape) is frozen when it is captured, so all of that belongs to its key.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[], None]
+"""Work for the device, or what repeats it."""
+Capture = Callable[[Step], Step]
+"""Records the device's work in a step without doing it, and returns what does it. Raises RuntimeError if it cannot."""
+
+
+class StepGraphs:
+    """The graphs of one run. Steps of a key are run, then captured, then repeated: nothing is compiled, loaded or
+    allocated for the first time in a capture."""
+
+    def __init__(self, capture: Capture, num_slots: int, device: torch.device) -> None:
+        self._capture: Capture | None = capture
+        self._replays: dict[Hashable, Step | None] = {}
+        """What repeats the steps of each key; None after the first."""
+        self._num_slots = num_slots
+        self._slots = torch.arange(num_slots, device=device)
+        """[S]: the slots of the next steps, first of all, where all graphs find them."""
+
+    @property
+    def num_captured(self) -> int:
+        return sum(replay is not None for replay in self._replays.values())
+
+    def place(self, slots: Sequence[int]) -> Tensor | None:
+        """The given slots and some others, at a fixed address: their number is a power of two, or all (None)."""
+        num_rows = 1 << max(len(slots) - 1, 0).bit_length()
+        if num_rows >= self._num_slots:
+            return None
+        taken = set(slots)
+        others = [slot for slot in range(self._num_slots) if slot not in taken]
+        rows = self._slots[:num_rows]
+        rows.copy_(torch.tensor([*slots, *others[: num_rows - len(slots)]]))
+        return rows
+
+    def run(self, key: Hashable, step: Step) -> bool:
+        """Does the step once; whether by a graph, without calling `step`."""
+        if self._capture is None or key not in self._replays:
+            step()
+            self._replays.setdefault(key, None)
+            return False
+        replay = self._replays[key]
+        if replay is not None:
+            replay()
+            return True
+        try:
+            replay = self._replays[key] = self._capture(step)
+        except RuntimeError as error:
+            logger.warning("CUDA graphs are off, a decode step cannot be captured: %s", str(error).partition("\n")[0])
+            self._capture, self._replays = None, {}
+            step()
+        else:
+            replay()
+        return False
+
+
+class CudaCapture:
+    """Captures on a stream of its own into one pool of memory, which graphs share because they run in turn."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = _capture_stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Step) -> Step:
+        graph = torch.cuda.CUDAGraph()
+        # Not `torch.cuda.graph`, which empties the allocator's cache and collects garbage each time. Other threads,
+        # such as those of a data loader, may go on to use the device.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                step()
+            finally:
+                graph.capture_end()
+        replay: Step = graph.replay
+        return replay
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all runs, because cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream(device)

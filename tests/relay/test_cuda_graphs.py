@@ -1,0 +1,168 @@
+"""Decoding by captured steps equals decoding step by step. On a CPU a double of a graph repeats what was recorded."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from random_models import random_model
+from recorded_graph import RecordedCapture
+from relay_kernels import backends
+from relay_kernels.decode_attention import checks
+from small_vocabulary import VOCAB_SIZE, small_protocol, spell
+from torch import Tensor, nn
+
+from benchmarks.bench_relay_decode import ForcedCommands
+from relay_lightning.engine.cuda_graphs import StepGraphs
+from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.policies import EntropyPolicy, FixedPolicy, Policy, PolicyView, RandomTokenPolicy
+from relay_lightning.types import Completion, Prompt
+
+NUM_PROMPTS, BUDGET, NUM_SLOTS = 11, 70, 6
+"""More columns than one view has, more prompts than slots, and a number of slots that is no power of two."""
+SAMPLED = SamplingParams(max_completion_tokens=BUDGET, temperature=1.0, top_p=0.9)
+GREEDY = replace(SAMPLED, temperature=0.0)
+LOG_PROB_TOLERANCE = 1e-4
+"""As for other batches: fp32, products of other shapes."""
+
+
+def scripted() -> ForcedCommands:
+    """Two commands in each completion, at its own places."""
+    scripts = torch.full((NUM_PROMPTS, BUDGET), -1)
+    for index, row in enumerate(scripts):
+        for start, text in ((3 + index, "<call>5</call>"), (30 + 2 * index, "<call>2</call>")):
+            tokens = torch.tensor(spell(text))
+            row[start : start + len(tokens)] = tokens
+    return ForcedCommands(scripts)
+
+
+POLICIES: dict[str, str | Policy] = {
+    "learned": "command",
+    "forced commands": scripted(),
+    "random tokens": RandomTokenPolicy(3, 0.1),
+    "entropy": EntropyPolicy(4, 2.5),
+    "fixed": FixedPolicy(2, 9),
+    "teacher only": "teacher_only",
+}
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> RecordedCapture:
+    """Operators that the double can record, without the looks at values that only a CPU allows itself."""
+    monkeypatch.setattr(backends, "load_library", lambda: (None, "a double records PyTorch's operators alone"))
+    monkeypatch.setattr(checks, "_check_values", lambda *_: None)
+    return RecordedCapture()
+
+
+def decode(
+    student: nn.Module,
+    teacher: nn.Module,
+    policy: str | Policy,
+    *,
+    sampling: SamplingParams = SAMPLED,
+    steps_per_look: int = 1,
+    capture: RecordedCapture | None = None,
+) -> list[Completion]:
+    decoder = RelayDecoder(
+        LocalEngine(student),
+        LocalEngine(teacher),
+        small_protocol(),
+        num_slots=NUM_SLOTS,
+        steps_per_look=steps_per_look,
+    )
+    decoder._new_capture = lambda: capture  # type: ignore[method-assign]
+    requests = [RelayRequest(Prompt(index, (2 + index, *range(3, 3 + index % 4)))) for index in range(NUM_PROMPTS)]
+    return decoder.generate(requests, sampling, seed=5, policy=policy, eos_policy="return")
+
+
+def assert_same(some: list[Completion], others: list[Completion]) -> None:
+    for one, other in zip(some, others, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.token_source == other.token_source
+        assert one.spans == other.spans
+        assert one.finish_reason == other.finish_reason
+        for name in ("log_probs", "sampling_log_probs"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=LOG_PROB_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_captured_steps_write_what_single_steps_write(capture: RecordedCapture, name: str):
+    pair = random_model("qwen3", VOCAB_SIZE), random_model("llama", VOCAB_SIZE, seed=1)
+    expected = decode(*pair, POLICIES[name])
+    assert_same(decode(*pair, POLICIES[name], capture=capture, steps_per_look=3), expected)
+    assert capture.num_replays > BUDGET // 2
+    assert name == "learned" or any(completion.spans for completion in expected)
+
+
+def test_steps_of_an_architecture_without_blocks_are_captured(capture: RecordedCapture):
+    pair = random_model("gpt_neox", VOCAB_SIZE), random_model("gpt_neox", VOCAB_SIZE, seed=1)
+    assert_same(decode(*pair, scripted(), capture=capture), decode(*pair, scripted()))
+    assert capture.num_replays > 0
+
+
+def test_adapters_are_captured(capture: RecordedCapture):
+    student = get_peft_model(random_model("qwen3", VOCAB_SIZE), LoraConfig(target_modules="all-linear"))
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    teacher = random_model("qwen3", VOCAB_SIZE, seed=1)
+    assert_same(decode(student, teacher, scripted(), capture=capture), decode(student, teacher, scripted()))
+    assert capture.num_replays > 0
+
+
+class LookingPolicy(FixedPolicy):
+    """Reads a value back, which no graph can."""
+
+    def decide(self, logits: Tensor, view: PolicyView) -> Tensor:
+        assert view.num_tokens.max().item() >= 0
+        return super().decide(logits, view)
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is_with_a_warning(
+    capture: RecordedCapture, caplog: pytest.LogCaptureFixture
+):
+    pair = random_model("qwen3", VOCAB_SIZE), random_model("qwen3", VOCAB_SIZE, seed=1)
+    with caplog.at_level(logging.WARNING):
+        completions = decode(*pair, LookingPolicy(2, 9), capture=capture)
+    assert_same(completions, decode(*pair, FixedPolicy(2, 9)))
+    assert [record.message for record in caplog.records] == [
+        "CUDA graphs are off, a decode step cannot be captured: operation not permitted when stream is capturing:"
+        " aten::_local_scalar_dense"
+    ]
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 6, 8, 13])
+def test_slots_are_filled_up_to_a_power_of_two_with_others(num_slots: int):
+    graphs = StepGraphs(RecordedCapture(), num_slots, torch.device("cpu"))
+    addresses = set()
+    for num_running in range(1, num_slots + 1):
+        running = list(range(num_slots - num_running, num_slots))
+        rows = graphs.place(running)
+        if rows is None:
+            assert num_running > num_slots // 2
+            continue
+        assert rows[:num_running].tolist() == running
+        assert len(set(rows.tolist())) == len(rows) < 2 * num_running
+        assert len(rows).bit_count() == 1
+        addresses.add(rows.data_ptr())
+    assert len(addresses) <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_cuda_graphs_write_what_single_steps_write(name: str):
+    pair = [random_model("qwen3", VOCAB_SIZE, seed=seed).cuda() for seed in (0, 1)]
+    policy = POLICIES[name] if name != "forced commands" else ForcedCommands(scripted().scripts.cuda())
+    both = []
+    for cuda_graphs in (False, True):
+        engines = [LocalEngine(model) for model in pair]
+        decoder = RelayDecoder(*engines, small_protocol(), num_slots=NUM_SLOTS, cuda_graphs=cuda_graphs)
+        requests = [RelayRequest(Prompt(index, (2 + index, 3))) for index in range(NUM_PROMPTS)]
+        both.append(decoder.generate(requests, SAMPLED, seed=5, policy=policy))
+    assert_same(*both)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from random_models import random_model
 from recorded_graph import RecordedCapture
 from relay_kernels import backends
@@ -16,9 +16,12 @@ from small_vocabulary import VOCAB_SIZE, small_protocol, spell
 from torch import Tensor, nn
 
 from benchmarks.bench_relay_decode import ForcedCommands
+from relay_lightning import load_relay
 from relay_lightning.engine.cuda_graphs import StepGraphs
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.models.lora import LoRASettings, add_lora
+from relay_lightning.models.settings import LoadSettings
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.policies import EntropyPolicy, FixedPolicy, Policy, PolicyView, RandomTokenPolicy
 from relay_lightning.types import Completion, Prompt
@@ -106,12 +109,27 @@ def test_steps_of_an_architecture_without_blocks_are_captured(capture: RecordedC
 
 
 def test_adapters_are_captured(capture: RecordedCapture):
-    student = get_peft_model(random_model("qwen3", VOCAB_SIZE), LoraConfig(target_modules="all-linear"))
+    student = random_model("qwen3", VOCAB_SIZE)
+    add_lora(student, LoRASettings(rank=4))
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     teacher = random_model("qwen3", VOCAB_SIZE, seed=1)
     assert_same(decode(student, teacher, scripted(), capture=capture), decode(student, teacher, scripted()))
+    assert capture.num_replays > 0
+
+
+def test_models_in_four_bits_are_captured(capture: RecordedCapture, small_pair: Any):
+    pytest.importorskip("bitsandbytes")
+    loading = LoadSettings(dtype="bf16", quantization="nf4")
+    pair = (small_pair.student, small_pair.teacher)
+    relay = load_relay(*pair, num_slots=1, student_loading=loading, teacher_loading=loading)
+    add_lora(relay.decoder.student.model, LoRASettings(rank=4))
+    questions = ["How many kebu?", "How many lomi?", "How many tari?"]
+    expected = relay.generate(questions, SAMPLED, seed=1)
+    relay.decoder._new_capture = lambda: capture  # type: ignore[method-assign]
+    assert_same(relay.generate(questions, SAMPLED, seed=1), expected)
+    assert any(completion.spans for completion in expected)
     assert capture.num_replays > 0
 
 

@@ -53,11 +53,13 @@ def parts(device: torch.device) -> dict[str, Part]:
     own = {name: ("-m", "benchmarks.gpu", "--device", device.type, "--part", name) for name in MEASURES}
     is_small = ("--num-prompts", "4", "--num-slots", "4", "--length", "16", "--repeats", "1")
     relay_decode = ("-m", "benchmarks.bench_relay_decode", "--device", device.type)
+    kernels = ("-m", "benchmarks.kernels", "--device", device.type)
     return {
-        "kernels": Part(("-m", "benchmarks.kernels", "--device", device.type), 120),
+        "kernels": Part(kernels, 120),
         "batch_one": Part(own["batch_one"], 150),
         "rollout": Part(own["rollout"], 150),
         "memory": Part(own["memory"], 100),
+        "relay_step_native": Part((*kernels, "--op", "relay_step", "--backend", "native"), 40),
         "relay_decode": Part((*relay_decode, *(is_small if device.type == "cpu" else ("--repeats", "1"))), 90),
         "grpo_step": Part(("-m", "benchmarks.bench_grpo_step", "--turns", "1", "--steps", "2"), BUDGET_S),
     }

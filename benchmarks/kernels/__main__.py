@@ -7,8 +7,8 @@ torch.compile, and Liger-Kernel, FlashInfer and FlashAttention where they are in
 flash-attn); the ceilings measured on the device; and the bars. Each result is written as soon as it is there. The
 process ends with 1 when a gate is red.
 
-On a CPU the shapes are small and the figures say nothing about a GPU: the references run, or, under
-TRITON_INTERPRET=1, Triton's interpreter, or what --backend names.
+On a CPU the shapes are small and the figures say nothing about a GPU: what each op takes there runs, native code or the
+reference, or, under TRITON_INTERPRET=1, Triton's interpreter, or what --backend names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from relay_kernels.backends import BACKENDS, is_interpreting
+from relay_kernels.backends import BACKENDS, backend_of, is_interpreting
 
 from benchmarks.harness import device_name, write_result
 from benchmarks.kernels import decode_attention, linear_log_probs, pointwise, relay_advantages, relay_step
@@ -51,22 +51,31 @@ def main() -> int:
     parser.add_argument(
         "--backend",
         choices=[name for name in BACKENDS if name != "auto"],
-        help="default: triton on a GPU and under TRITON_INTERPRET=1, else reference",
+        help="default: what each op takes by itself, and triton under TRITON_INTERPRET=1; ops without it are skipped",
     )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
     warnings.filterwarnings("ignore")
-    target = Target.of(device, arguments.backend)
-    print(introduction(target))
-    copy_bytes_per_s = copy_bandwidth(target)
+    print(introduction(device))
+    copy_bytes_per_s = copy_bandwidth(Target.of(device, "reference"))
     print(f"copy: {copy_bytes_per_s / 1e9:,.1f} GB/s, bytes read plus written")
-    cases = [case for op in arguments.op or OPS for case in OPS[op](target)]
-    red = [case.title for case in cases if not measure(case, target, copy_bytes_per_s)]
+    backend = arguments.backend or ("triton" if is_interpreting() else "auto")
+    red = [title for op in arguments.op or OPS for title in measure_op(op, backend, device, copy_bytes_per_s)]
     for title in red:
         print(f"red: {title}", file=sys.stderr)
     return int(bool(red))
+
+
+def measure_op(op: str, backend: str, device: torch.device, copy_bytes_per_s: float) -> list[str]:
+    """Measures all cases of an op, none where it lacks the backend. Returns the titles of those that are red."""
+    try:
+        target = Target.of(device, backend_of(op, backend, device))
+    except RuntimeError as error:
+        print(f"\n{op} is skipped: {error}")
+        return []
+    return [case.title for case in OPS[op](target) if not measure(case, target, copy_bytes_per_s)]
 
 
 def measure(case: Case, target: Target, copy_bytes_per_s: float) -> bool:
@@ -82,14 +91,13 @@ def measure(case: Case, target: Target, copy_bytes_per_s: float) -> bool:
     return outcome.is_green
 
 
-def introduction(target: Target) -> str:
+def introduction(device: torch.device) -> str:
     """What runs here, in one line."""
-    name = device_name(target.device)
-    if target.is_full:
-        return f"{name}: {target.backend} at the shapes of the bars"
-    how = " in its interpreter" if target.backend == "triton" and is_interpreting() else ""
-    what = f"{target.backend}{how} at small shapes"
-    return f"{name}, a CPU: {what}. No figure here says anything about a GPU; all bars stay open."
+    name = device_name(device)
+    if device.type != "cpu":
+        return f"{name}: the shapes of the bars"
+    how = ", in Triton's interpreter" if is_interpreting() else ""
+    return f"{name}, a CPU: small shapes{how}. No figure here says anything about a GPU; all bars stay open."
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from relay_kernels.backends import is_interpreting
 from torch import Tensor
 
 SEED = 0
@@ -21,13 +20,9 @@ class Target:
     generator: torch.Generator | None = None
 
     @classmethod
-    def of(cls, device: torch.device, backend: str | None = None) -> Target:
-        """The backend asked for, or Triton on a GPU and in its interpreter, or else the reference.
-
-        The generator is one of its own: a capture that fails leaves PyTorch's default one unusable.
-        """
-        default = "triton" if device.type == "cuda" or is_interpreting() else "reference"
-        return cls(device, backend or default, torch.Generator(device).manual_seed(SEED))
+    def of(cls, device: torch.device, backend: str) -> Target:
+        """The generator is one of its own: a capture that fails leaves PyTorch's default one unusable."""
+        return cls(device, backend, torch.Generator(device).manual_seed(SEED))
 
     @property
     def is_full(self) -> bool:

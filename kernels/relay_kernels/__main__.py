@@ -8,11 +8,10 @@ import platform
 import torch
 
 from relay_kernels.backends import (
-    NO_NATIVE,
-    ON_CPU_ONLY,
-    choose_backend,
+    backend_of,
     has_flash_attention,
     has_triton,
+    why_no_native,
     why_not_native,
     why_not_triton,
 )
@@ -20,9 +19,6 @@ from relay_kernels.native import describe_library
 
 POINTWISE_OPS = ("add_rms_norm", "rotate_heads", "silu_mul")
 OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention", *POINTWISE_OPS)
-ON_CPU = ("append_kv", "decode_attention", *POINTWISE_OPS)
-NATIVE_DEVICES = {"relay_step": ("cpu", "cuda"), **dict.fromkeys(ON_CPU, ("cpu",))}
-"""For which tensors the native library has an op."""
 
 
 def version(package: str) -> str:
@@ -44,13 +40,12 @@ def describe_devices() -> list[str]:
 
 def describe_op(op: str, device: torch.device) -> str:
     """The backend that `op` takes for tensors of `device`, and why not the others."""
-    no_native = None if op in NATIVE_DEVICES else NO_NATIVE
-    if no_native is None and device.type not in NATIVE_DEVICES[op]:
-        no_native = ON_CPU_ONLY
-    chosen = choose_backend(op, "auto", device, no_native=no_native)
+    chosen = backend_of(op, "auto", device)
     reasons = {
         "triton": why_not_triton(device) or "its interpreter runs only when backend='triton' asks for it",
-        "native": no_native or why_not_native(device) or "on a CUDA device only if backend='native' asks for it",
+        "native": why_no_native(op, device)
+        or why_not_native(device)
+        or "on a CUDA device only if backend='native' asks for it",
     }
     told = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if name != chosen and reason)
     return f"{op:<18} {device.type:<5} {chosen:<10} {told}".rstrip()

@@ -17,6 +17,11 @@ from relay_kernels.native import load_library
 BACKENDS = ("auto", "reference", "native", "triton", "flash")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NATIVE_DEVICES = {
+    "relay_step": ("cpu", "cuda"),
+    **dict.fromkeys(("append_kv", "decode_attention", "add_rms_norm", "rotate_heads", "silu_mul"), ("cpu",)),
+}
+"""For which tensors the native library has an op."""
 NO_NATIVE = "the op has no native implementation"
 NO_FLASH = "FlashAttention has no such op"
 ON_CPU_ONLY = "its native code is for the CPU"
@@ -92,6 +97,19 @@ def choose_backend(
     if backend == "auto":
         return "reference"
     raise RuntimeError(f"backend={backend!r} of {op} cannot run: {reason}")
+
+
+def backend_of(op: str, backend: str, device: torch.device) -> str:
+    """`choose_backend` for `op` on tensors of `device` of any dtype and shape that it takes."""
+    no_flash = None if op == "decode_attention" else NO_FLASH
+    return choose_backend(op, backend, device, no_native=why_no_native(op, device), no_flash=no_flash)
+
+
+def why_no_native(op: str, device: torch.device) -> str | None:
+    """The reason why the library, where it is built, has no `op` for tensors of `device`; None when it has."""
+    if device.type in NATIVE_DEVICES.get(op, ()):
+        return None
+    return ON_CPU_ONLY if op in NATIVE_DEVICES else NO_NATIVE
 
 
 def choose_backend_for(

@@ -99,7 +99,18 @@ def test_result_is_the_last_line_and_in_the_file(monkeypatch, tmp_path, capsys):
     assert json.loads(captured.out.splitlines()[-1]) == written[0]
     assert written[0]["contestants"][OURS]["p50_s"] > 0
     assert {"commit", "torch", "device", "command"} <= written[0].keys()
-    assert "a CPU: reference at small shapes" in captured.out
+    assert "a CPU: small shapes" in captured.out
+
+
+def test_an_op_without_the_backend_that_is_asked_for_is_skipped_with_the_reason(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    cpu = torch.device("cpu")
+    assert program.measure_op("relay_advantages", "native", cpu, 1e9) == []
+    assert capsys.readouterr().out == (
+        "\nrelay_advantages is skipped: backend='native' of relay_advantages cannot run: the op has no native"
+        " implementation\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_process_fails_and_the_next_cases_still_run_when_a_gate_is_red(monkeypatch, tmp_path, capsys):

@@ -22,14 +22,18 @@ def check_group_size(group_size: int, num_samples: int) -> None:
         raise ValueError(f"group_size must divide the number of samples; got {num_samples} samples for {group_size}.")
 
 
-def check_samples(name: str, tensor: torch.Tensor, num_samples: int, *, allow_bool: bool = False) -> None:
-    """Raises ValueError unless `tensor` is an integer (or, if allowed, bool) vector of `num_samples`."""
+def check_samples(
+    name: str, tensor: torch.Tensor, num_samples: int, device: torch.device, *, allow_bool: bool = False
+) -> None:
+    """Raises ValueError unless `tensor` is an integer (or, if allowed, bool) vector of `num_samples` on `device`."""
     if tensor.ndim != 1 or tensor.shape[0] != num_samples:
         raise ValueError(f"{name} must have the shape [{num_samples}]; got {list(tensor.shape)}.")
     is_bool = tensor.dtype == torch.bool
     if tensor.is_floating_point() or tensor.is_complex() or (is_bool and not allow_bool):
         wanted = "bool or an integer type" if allow_bool else "an integer type"
         raise ValueError(f"{name} must be {wanted}; got {tensor.dtype}.")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, where is_correct is; got {tensor.device}.")
 
 
 def check_rows(name: str, tensor: Tensor, *, like: Tensor | None = None, like_name: str = "") -> None:

@@ -12,6 +12,7 @@ from relay_kernels import (
     decode_attention,
     linear_log_probs,
     native,
+    relay_advantages,
     relay_step,
     rotate_heads,
     silu_mul,
@@ -109,6 +110,7 @@ def step(**options):
         ("slots", lambda: decode_attention(*[empty(1, 1, 2, 8)] * 3, empty(1, **ROWS), slots=empty(1, **META, **ROWS))),
         ("eos_token_ids", lambda: step(eos_token_ids=empty(1, **META, **ROWS))),
         ("temperature", lambda: step(eos_token_ids=empty(1, **ROWS), temperature=empty(2, **META))),
+        ("num_calls", lambda: relay_advantages(*[empty(2, **ROWS)] * 3, empty(2, **META, **ROWS), 2)),
         ("targets", lambda: linear_log_probs(empty(2, 8), empty(9, 8), empty(2, **META, **ROWS))),
     ],
 )

@@ -69,6 +69,19 @@ def test_errs_at_most_twice_as_much_as_plain_pytorch(device, dtype, shape, tempe
         assert_as_exact_as(mine, theirs, exact, scale=max(1.0, float(exact.abs().max())))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("vocab_size", [151_936, 262_144])
+def test_errs_at_most_twice_as_much_as_plain_pytorch_at_vocabularies_of_published_models(
+    device, vocab_size, assert_as_exact_as
+):
+    inputs = draw(device, torch.bfloat16, (300, vocab_size, 128))
+    doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
+    truth = gradients(linear_log_probs_naive, *doubles)
+    for mine, theirs, exact in zip(gradients(triton, *inputs), gradients(plain, *inputs), truth, strict=True):
+        assert_as_exact_as(mine, theirs, exact, scale=max(1.0, float(exact.abs().max())))
+
+
 @pytest.mark.parametrize("uses", [(True, False), (False, True)])
 def test_an_output_that_is_not_used_adds_nothing(device, uses):
     inputs = draw(device, torch.float32, (9, 45, 16))

@@ -134,6 +134,15 @@ def test_truncated_sampling(backend, device, dtype, cut):
     check_equals_reference(backend, logits, make_state(3, device, seed=3), device, temperature=0.8, seed=5, **cut)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="a vocabulary of this size takes the interpreter minutes")
+@pytest.mark.parametrize("vocab_size", [151_936, 262_144])
+def test_vocabularies_of_published_models(backend, device, vocab_size):
+    logits = make_logits((5, vocab_size), device, torch.bfloat16, spread=3.0)
+    table = make_table(vocab_size, device)
+    for options in ({}, {"temperature": 0.0}, {"top_k": 50, "top_p": 0.95}):
+        check_equals_reference(backend, logits, make_state(5, device), device, table=table, seed=3, **options)
+
+
 def test_sampling_parameters_of_each_row(backend, device):
     options = {
         "temperature": torch.tensor([1.0, 0.0, 0.5, 2.0], device=device),

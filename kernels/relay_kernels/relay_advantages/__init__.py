@@ -31,8 +31,8 @@ def relay_advantages(
     `is_correct` is [N] bool (or 0/1 integers); `num_teacher_tokens` (delivered, not requested),
     `num_completion_tokens` and `num_calls` are [N] integers. `bonus` rewards a correct sample without a call in a
     group with one; `exploration` pays rho for a wrong sample that called in a group that nobody solved.
-    Raises ValueError naming the argument for an unknown choice, a wrong shape or type, or N not divisible by
-    `group_size`.
+    Raises ValueError naming the argument for an unknown choice, a wrong shape, type or device, or N not divisible
+    by `group_size`.
     """
     check_choice("reward", reward, REWARDS)
     check_choice("scale_rewards", scale_rewards, SCALE_REWARDS)
@@ -41,11 +41,12 @@ def relay_advantages(
         raise ValueError(f"is_correct must have one dimension; got the shape {list(is_correct.shape)}.")
     num_samples = is_correct.shape[0]
     check_group_size(group_size, num_samples)
-    check_samples("is_correct", is_correct, num_samples, allow_bool=True)
-    check_samples("num_teacher_tokens", num_teacher_tokens, num_samples)
-    check_samples("num_completion_tokens", num_completion_tokens, num_samples)
-    check_samples("num_calls", num_calls, num_samples)
-    if choose_backend("relay_advantages", backend, is_correct.device) == "triton":
+    device = is_correct.device
+    check_samples("is_correct", is_correct, num_samples, device, allow_bool=True)
+    check_samples("num_teacher_tokens", num_teacher_tokens, num_samples, device)
+    check_samples("num_completion_tokens", num_completion_tokens, num_samples, device)
+    check_samples("num_calls", num_calls, num_samples, device)
+    if choose_backend("relay_advantages", backend, device) == "triton":
         from relay_kernels.relay_advantages.triton_impl import relay_advantages_triton as implementation
     else:
         implementation = relay_advantages_reference

@@ -1,4 +1,5 @@
-"""A picture of the kernel benchmark: how much of its ceiling each op reaches on a device, its rivals beside it."""
+"""A picture of the kernel benchmark: how much of its ceiling each op reaches on a GPU, its rivals beside it; on a CPU,
+at small shapes that fit its caches, how long each takes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from matplotlib.axes import Axes
 
 OURS = "relay_kernels"
 OUR_COLOUR, THEIR_COLOUR = "#1b6ca8", "#b8c4ce"
-BAR_HEIGHT_IN, MARGIN_IN, WIDTH_IN = 0.24, 0.9, 8.5
+NUM_COLUMNS = 2
+BAR_HEIGHT_IN, MARGIN_IN, WIDTH_IN = 0.2, 0.8, 11.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,10 @@ class Panel:
     """One op at one shape."""
 
     title: str
-    ceiling: str
-    shares: dict[str, float]
-    """Of the ceiling, by contestant; at most 1 but for noise."""
+    unit: str
+    values: dict[str, float]
+    """By contestant: per cent of a ceiling, or microseconds."""
+    is_share: bool
 
 
 def plot(path: Path) -> plt.Figure:
@@ -36,45 +39,58 @@ def plot(path: Path) -> plt.Figure:
 
 
 def latest_panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
-    """The last green measurement of each op and shape; those without a ceiling have no panel."""
+    """The last green result of each op and shape, but of a GPU those without a ceiling, of a CPU the references."""
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
-        if row["benchmark"] == "kernels" and row["gate"] == "green" and row["ceiling"] is not None:
+        if row["benchmark"] == "kernels" and row["gate"] == "green":
             latest[row["op"], row["setting"], json.dumps(row["shape"])] = row
-    return [_panel(row) for row in latest.values()]
+    latest_rows = latest.values()
+    return [
+        _panel(row)
+        for row in latest_rows
+        if (row["ceiling"] if row["is_full_shape"] else row["backend"] != "reference")
+    ]
 
 
 def _panel(row: dict[str, Any]) -> Panel:
     shape = ", ".join(f"{name} {size:,}" for name, size in row["shape"].items())
-    shares = {name: found["share_of_ceiling"] for name, found in row["contestants"].items() if name != row["ceiling"]}
+    title, found = f"{row['op']}, {row['setting']} ({shape})", row["contestants"]
+    if not row["is_full_shape"]:
+        return Panel(title, "us", {name: 1e6 * each["p50_s"] for name, each in found.items()}, is_share=False)
+    shares = {name: 100 * each["share_of_ceiling"] for name, each in found.items() if name != row["ceiling"]}
     ceiling = "the copy bandwidth" if row["ceiling"] == "copy" else f"the {row['ceiling']}"
-    small = "" if row["is_full_shape"] else ", small shape"
-    return Panel(f"{row['op']}, {row['setting']} ({shape}{small})", ceiling, shares)
+    return Panel(title, f"% of {ceiling}", shares, is_share=True)
 
 
 def draw(panels: Sequence[Panel], device: str) -> plt.Figure:
-    """One panel under the other, bars to the right, ours on top and in colour."""
-    heights = [len(panel.shares) * BAR_HEIGHT_IN + MARGIN_IN for panel in panels]
-    figure, column = plt.subplots(
-        len(panels), 1, figsize=(WIDTH_IN, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    """Panels in rows of `NUM_COLUMNS`, bars to the right, ours on top and in colour."""
+    rows = [panels[start : start + NUM_COLUMNS] for start in range(0, len(panels), NUM_COLUMNS)]
+    heights = [max(len(panel.values) for panel in row) * BAR_HEIGHT_IN + MARGIN_IN for row in rows]
+    figure, grid = plt.subplots(
+        len(rows),
+        NUM_COLUMNS,
+        figsize=(WIDTH_IN, sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
     )
-    for axes, panel in zip(column[:, 0], panels, strict=True):
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, panel)
     figure.suptitle(device, fontsize=10)
     return figure
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    names = list(panel.shares)
-    percents = [100 * share for share in panel.shares.values()]
-    bars = axes.barh(
-        names, percents, color=[OUR_COLOUR if name == OURS else THEIR_COLOUR for name in names], height=0.7
-    )
-    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    names, values = list(panel.values), list(panel.values.values())
+    colours = [OUR_COLOUR if name == OURS else THEIR_COLOUR for name in names]
+    axes.bar_label(axes.barh(names, values, color=colours, height=0.7), fmt="%.1f", padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_title(panel.title, fontsize=8, loc="left")
-    axes.set_xlabel(f"% of {panel.ceiling}", fontsize=8)
-    axes.set_xlim(0, max(105, 1.1 * max(percents)))
+    axes.set_xlabel(panel.unit, fontsize=8)
+    axes.set_xlim(0, max(105 if panel.is_share else 0, 1.1 * max(values)))
     axes.tick_params(labelsize=8)
-    axes.axvline(100, color="grey", linestyle="--", linewidth=1)
+    if panel.is_share:
+        axes.axvline(100, color="grey", linestyle="--", linewidth=1)
     axes.spines[["top", "right"]].set_visible(False)

@@ -38,10 +38,17 @@ def test_last_green_result_of_each_op_is_shown_without_its_ceiling():
         result(0.8, op="linear_log_probs", ceiling="bare GEMM", **{"bare GEMM": 1.0}),
     ]
     step, head = latest_panels(rows)
-    assert step.shares == {"relay_kernels": 0.7, "reference": 0.1}
-    assert head.shares == {"relay_kernels": 0.8}
-    assert head.ceiling == "the bare GEMM"
+    assert step.values == pytest.approx({"relay_kernels": 70, "reference": 10})
+    assert head.values == pytest.approx({"relay_kernels": 80})
+    assert (step.unit, head.unit) == ("% of the copy bandwidth", "% of the bare GEMM")
     assert step.title == "relay_step, temperature only (B 64, V 151,936)"
+
+
+def test_small_shapes_are_shown_by_their_time():
+    row = result(4.0, ceiling=None) | {"is_full_shape": False, "contestants": {"relay_kernels": {"p50_s": 2e-6}}}
+    assert not latest_panels([row | {"backend": "reference"}])
+    [panel] = latest_panels([row | {"backend": "native"}])
+    assert (panel.unit, panel.values, panel.is_share) == ("us", {"relay_kernels": 2.0}, False)
 
 
 def run(monkeypatch, *arguments):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from pretend_cuda import pretend_cuda, to_pretended
 from random_models import random_model
 from recorded_graph import RecordedCapture
 from relay_kernels import backends
@@ -22,6 +22,7 @@ from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.relay import decoder as decoder_room
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.policies import EntropyPolicy, FixedPolicy, Policy, PolicyView, RandomTokenPolicy
 from relay_lightning.types import Completion, Prompt
@@ -29,7 +30,6 @@ from relay_lightning.types import Completion, Prompt
 NUM_PROMPTS, BUDGET, NUM_SLOTS = 11, 70, 6
 """More columns than one view has, more prompts than slots, and a number of slots that is no power of two."""
 SAMPLED = SamplingParams(max_completion_tokens=BUDGET, temperature=1.0, top_p=0.9)
-GREEDY = replace(SAMPLED, temperature=0.0)
 LOG_PROB_TOLERANCE = 1e-4
 """As for other batches: fp32, products of other shapes."""
 
@@ -67,7 +67,6 @@ def decode(
     teacher: nn.Module,
     policy: str | Policy,
     *,
-    sampling: SamplingParams = SAMPLED,
     steps_per_look: int = 1,
     capture: RecordedCapture | None = None,
 ) -> list[Completion]:
@@ -79,8 +78,11 @@ def decode(
         steps_per_look=steps_per_look,
     )
     decoder._new_capture = lambda: capture  # type: ignore[method-assign]
-    requests = [RelayRequest(Prompt(index, (2 + index, *range(3, 3 + index % 4)))) for index in range(NUM_PROMPTS)]
-    return decoder.generate(requests, sampling, seed=5, policy=policy, eos_policy="return")
+    return decoder.generate(requests(), SAMPLED, seed=5, policy=policy, eos_policy="return")
+
+
+def requests() -> list[RelayRequest]:
+    return [RelayRequest(Prompt(index, (2 + index, *range(3, 3 + index % 4)))) for index in range(NUM_PROMPTS)]
 
 
 def assert_same(some: list[Completion], others: list[Completion]) -> None:
@@ -171,6 +173,24 @@ def test_slots_are_filled_up_to_a_power_of_two_with_others(num_slots: int):
     assert len(addresses) <= 1
 
 
+def test_a_decoder_on_a_gpu_captures_by_itself_mixes_no_devices_and_seldom_reads_back(monkeypatch: pytest.MonkeyPatch):
+    pair = random_model("qwen3", VOCAB_SIZE), random_model("llama", VOCAB_SIZE, seed=1)
+    few, budget, policy = requests()[:3], SamplingParams(max_completion_tokens=20, temperature=0.0), FixedPolicy(2, 5)
+    decoder = RelayDecoder(*map(LocalEngine, pair), small_protocol(), num_slots=2)
+    expected = decoder.generate(few, budget, seed=5, policy=policy)
+    capture = RecordedCapture()
+    monkeypatch.setattr(decoder_room, "CudaCapture", lambda _: capture)
+    with pretend_cuda() as device:
+        engines = [LocalEngine(to_pretended(model)) for model in pair]
+        decoder = RelayDecoder(*engines, small_protocol(), num_slots=2)
+        assert_same(decoder.generate(few, budget, seed=5, policy=policy), expected)
+    num_steps = decoder.stats.num_student_steps + decoder.stats.num_teacher_steps
+    # A look every few steps, which reads the tokens of rows that moved as well, and the log-probs of each completion.
+    assert decoder.steps_per_look > 1
+    assert device.num_reads <= 2 * num_steps // decoder.steps_per_look + len(few)
+    assert capture.num_replays > num_steps // 4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", list(POLICIES))
@@ -181,6 +201,5 @@ def test_cuda_graphs_write_what_single_steps_write(name: str):
     for cuda_graphs in (False, True):
         engines = [LocalEngine(model) for model in pair]
         decoder = RelayDecoder(*engines, small_protocol(), num_slots=NUM_SLOTS, cuda_graphs=cuda_graphs)
-        requests = [RelayRequest(Prompt(index, (2 + index, 3))) for index in range(NUM_PROMPTS)]
-        both.append(decoder.generate(requests, SAMPLED, seed=5, policy=policy))
+        both.append(decoder.generate(requests(), SAMPLED, seed=5, policy=policy))
     assert_same(*both)

@@ -85,7 +85,8 @@ class PretendCuda(TorchFunctionMode):
         self.num_reads = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(_in_full, args), tree_map(_in_full, kwargs or {})
+        if func is not torch.device:
+            args, kwargs = tree_map(_in_full, args), tree_map(_in_full, kwargs or {})
         if func is Tensor.tolist and isinstance(args[0], PretendTensor):
             self.num_reads += 1
             return args[0].inner.tolist()
@@ -95,7 +96,7 @@ class PretendCuda(TorchFunctionMode):
             return WITHOUT_DRIVER[func](*args, **kwargs)
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == GPU:
             return func(*args, **{**kwargs, "device": CPU}).to(GPU)
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 def _index(tensor: Tensor, index: Any, *value: Any) -> Tensor | None:
@@ -120,7 +121,7 @@ def _index(tensor: Tensor, index: Any, *value: Any) -> Tensor | None:
         return torch.ops.aten.index.Tensor(tensor, picked) if picked else tensor
     [new] = value
     if not picked:
-        tensor.copy_(new) if isinstance(new, Tensor) else tensor.fill_(new)
+        torch.ops.aten.copy_(tensor, new) if isinstance(new, Tensor) else tensor.fill_(new)
     else:
         new = new if isinstance(new, Tensor) else torch.full((), new, dtype=tensor.dtype, device=GPU)
         tensor.index_put_(tuple(picked), new)
@@ -128,7 +129,8 @@ def _index(tensor: Tensor, index: Any, *value: Any) -> Tensor | None:
 
 
 def _in_full(value: Any) -> Any:
-    return GPU if value == "cuda" or (isinstance(value, torch.device) and value.type == "cuda") else value
+    is_cuda = (isinstance(value, str) and value == "cuda") or (isinstance(value, torch.device) and value.type == "cuda")
+    return GPU if is_cuda else value
 
 
 @contextmanager

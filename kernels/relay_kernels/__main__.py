@@ -18,9 +18,9 @@ from relay_kernels.backends import (
 )
 from relay_kernels.native import describe_library
 
-POINTWISE_OPS = ("add_rms_norm", "rotate_heads", "silu_mul")
-OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention", *POINTWISE_OPS)
-ON_CPU = ("append_kv", "decode_attention", *POINTWISE_OPS)
+BLOCK_OPS = ("add_rms_norm", "norm_linear", "rotate_heads", "silu_mul")
+OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention", *BLOCK_OPS)
+ON_CPU = ("append_kv", "decode_attention", *BLOCK_OPS)
 NATIVE_DEVICES = {"relay_step": ("cpu", "cuda"), **dict.fromkeys(ON_CPU, ("cpu",))}
 """For which tensors the native library has an op."""
 

@@ -111,7 +111,7 @@ def case(target: Target, name: str, sizes: Sizes, num_rows: int) -> Case:
             Bar("% of copy bandwidth", ceiling_percent, sizes.bar_percent, is_upper=False),
         ),
         rivals={
-            "add_rms_norm, cuBLAS, silu_mul": partial(step_by_step, backend="auto"),
+            "add_rms_norm, linear, silu_mul": partial(step_by_step, backend="auto"),
             "reference": step_by_step,
             "torch.compile": compiled(step_by_step),
         },

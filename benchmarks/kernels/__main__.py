@@ -24,7 +24,7 @@ import torch
 from relay_kernels.backends import BACKENDS, backend_of, is_interpreting
 
 from benchmarks.harness import device_name, write_result
-from benchmarks.kernels import decode_attention, linear_log_probs, pointwise, relay_advantages, relay_step
+from benchmarks.kernels import decode_attention, linear_log_probs, norm_linear, pointwise, relay_advantages, relay_step
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.report import print_outcome
 from benchmarks.kernels.run import copy_bandwidth, run_case
@@ -36,6 +36,7 @@ OPS: dict[str, Callable[[Target], list[Case]]] = {
     "linear_log_probs": linear_log_probs.cases,
     "decode_attention": decode_attention.cases,
     **{op: partial(pointwise.cases, op=op) for op in pointwise.OPS},
+    "norm_linear": norm_linear.cases,
 }
 
 

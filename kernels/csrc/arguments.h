@@ -47,8 +47,11 @@ template <typename T>
 bool take_matrix(const TensorView& tensor, DLDataType dtype, Rows<T>* rows) {
   if (!is_on(tensor, kCpu) || tensor.ndim() == 0 || !has_type(tensor, dtype.code, dtype.bits)) return false;
   const int last = tensor.ndim() - 1;
-  if (tensor.size(last) > 1 && tensor.stride(last) != 1) return false;
   *rows = {static_cast<T*>(tensor.data_ptr()), 0};
+  for (int i = 0; i <= last; ++i) {
+    if (tensor.size(i) == 0) return true;  // Whatever its strides are.
+  }
+  if (tensor.size(last) > 1 && tensor.stride(last) != 1) return false;
   bool is_first = true;
   int64_t next = 0;
   for (int i = last - 1; i >= 0; --i) {

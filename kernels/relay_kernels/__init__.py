@@ -7,6 +7,7 @@ The public function of an op has the name of its folder, and here the name means
 from relay_kernels.add_rms_norm import add_rms_norm
 from relay_kernels.decode_attention import append_kv, decode_attention
 from relay_kernels.linear_log_probs import linear_log_probs
+from relay_kernels.norm_linear import norm_linear
 from relay_kernels.relay_advantages import relay_advantages
 from relay_kernels.relay_step import relay_step
 from relay_kernels.rotate_heads import rotate_heads
@@ -17,6 +18,7 @@ __all__ = [
     "append_kv",
     "decode_attention",
     "linear_log_probs",
+    "norm_linear",
     "relay_advantages",
     "relay_step",
     "rotate_heads",

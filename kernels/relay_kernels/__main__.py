@@ -17,8 +17,8 @@ from relay_kernels.backends import (
 )
 from relay_kernels.native import describe_library
 
-POINTWISE_OPS = ("add_rms_norm", "rotate_heads", "silu_mul")
-OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention", *POINTWISE_OPS)
+BLOCK_OPS = ("add_rms_norm", "norm_linear", "rotate_heads", "silu_mul")
+OPS = ("relay_step", "relay_advantages", "linear_log_probs", "append_kv", "decode_attention", *BLOCK_OPS)
 
 
 def version(package: str) -> str:

@@ -8,12 +8,12 @@ Shapes: N rows, T new tokens, E hidden size, H query heads, K key/value heads, D
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from relay_kernels import add_rms_norm, rotate_heads, silu_mul
+from relay_kernels import add_rms_norm, norm_linear, rotate_heads, silu_mul
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,9 +22,12 @@ from relay_lightning.engine.kv_cache import SlotKVCache
 MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3"})
 """Architectures whose layers are exactly `Blocks`: RMS norms, rotated halves, a gated MLP, no other scale or cap."""
 
+FUSED_DEVICES = frozenset({"cuda"})
+"""Where a norm and the plain linear layers behind it are one operator, which itself takes many rows apart again."""
+
 Linear = Callable[[Tensor], Tensor]
-Norm = tuple[Tensor, float]
-"""Weight [E] and epsilon of an RMS norm."""
+NormLinear = Callable[[Tensor, Tensor | None], tuple[Sequence[Tensor], Tensor]]
+"""Hidden states and their update to what the linear layers make of the normed sum, and the sum."""
 
 
 def can_run_blocks(model: Any) -> bool:
@@ -38,18 +41,13 @@ def can_run_blocks(model: Any) -> bool:
 class _Block:
     """What one layer computes with."""
 
-    attention_norm: Norm
-    query: Linear
-    key: Linear
-    value: Linear
+    query_key_value: NormLinear
     head_size: int
     head_norms: tuple[Any, ...]
     """Weights and epsilon of the norms of each query and key head, where the architecture has them."""
     scaling: float
     output: Linear
-    mlp_norm: Norm
-    gate: Linear
-    up: Linear
+    gated: NormLinear
     down: Linear
 
 
@@ -78,15 +76,12 @@ class Blocks:
         hidden, update = self._embed(token_ids.flatten()), None  # [N * T, E]: matrices are a little cheaper to multiply
         rotation = functional.embedding(positions, self._rotations).chunk(2, -1)
         for index, block in enumerate(self._blocks):
-            normed, hidden = add_rms_norm(hidden, *block.attention_norm, update)
-            split = (num_rows, num_tokens, -1, block.head_size)
-            query, key, value = (project(normed).view(split) for project in (block.query, block.key, block.value))
+            projected, hidden = block.query_key_value(hidden, update)
+            query, key, value = (states.view(num_rows, num_tokens, -1, block.head_size) for states in projected)
             query, key = rotate_heads(query, key, *rotation, *block.head_norms)
             attended = cache.attend(query, key, value, index, block.scaling)
-            normed, hidden = add_rms_norm(
-                hidden, *block.mlp_norm, block.output(attended.view(num_rows * num_tokens, -1))
-            )
-            update = block.down(silu_mul(block.gate(normed), block.up(normed)))
+            [gated], hidden = block.gated(hidden, block.output(attended.view(num_rows * num_tokens, -1)))
+            update = block.down(gated)
         normed, _ = add_rms_norm(hidden, *self._last_norm, update)
         return normed.view(num_rows, num_tokens, -1)
 
@@ -94,30 +89,46 @@ class Blocks:
 def _take_apart(layer: Any) -> _Block:
     attention, mlp = layer.self_attn, layer.mlp
     return _Block(
-        attention_norm=_norm(layer.input_layernorm),
-        query=_linear(attention.q_proj),
-        key=_linear(attention.k_proj),
-        value=_linear(attention.v_proj),
+        query_key_value=_norm_linear(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj),
         head_size=attention.head_dim,
         head_norms=_head_norms(attention),
         scaling=attention.scaling,
         output=_linear(attention.o_proj),
-        mlp_norm=_norm(layer.post_attention_layernorm),
-        gate=_linear(mlp.gate_proj),
-        up=_linear(mlp.up_proj),
+        gated=_norm_linear(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj, is_gated=True),
         down=_linear(mlp.down_proj),
     )
 
 
+def _norm_linear(norm: Any, *modules: nn.Module, is_gated: bool = False) -> NormLinear:
+    """A norm and the layers that read it; `is_gated`: two of them, of which silu(first) * second is left."""
+    norm_weight, eps = _norm(norm)
+    if norm_weight.device.type in FUSED_DEVICES and all(map(_is_plain, modules)):
+        layers = [module.weight for module in modules], [module.bias for module in modules]
+        return lambda hidden, update: norm_linear(hidden, norm_weight, eps, *layers, update, is_gated=is_gated)
+    linears = [_linear(module) for module in modules]
+
+    def one_by_one(hidden: Tensor, update: Tensor | None) -> tuple[Sequence[Tensor], Tensor]:
+        normed, hidden = add_rms_norm(hidden, norm_weight, eps, update)
+        outputs = [linear(normed) for linear in linears]
+        return [silu_mul(*outputs)] if is_gated else outputs, hidden
+
+    return one_by_one
+
+
 def _linear(module: nn.Module) -> Linear:
     """The layer without what a call of a module costs, where it is nothing but its weight and bias."""
-    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+    if not _is_plain(module):
         return module
     weight, bias = module.weight, module.bias
     return lambda states: functional.linear(states, weight, bias)
 
 
-def _norm(norm: Any) -> Norm:
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def _norm(norm: Any) -> tuple[Tensor, float]:
+    """Weight [E] and epsilon of an RMS norm."""
     return norm.weight, norm.variance_epsilon
 
 

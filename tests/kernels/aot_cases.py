@@ -134,6 +134,33 @@ def add_rms_norm_cases(op: ModuleType) -> dict[str, Case]:
     }
 
 
+def norm_linear_cases(op: ModuleType) -> dict[str, Case]:
+    def call(size, counts, *, rows=1, dtype=torch.bfloat16, is_gated=False, has_residual=True, has_bias=False):
+        hidden, norm = meta(rows, size, dtype=dtype), meta(size, dtype=dtype)
+        weights = [meta(count, size, dtype=dtype) for count in counts]
+        biases = [meta(count, dtype=dtype) if has_bias else None for count in counts]
+        residual = hidden if has_residual else None
+        return lambda: op.norm_linear_triton(hidden, norm, 1e-6, weights, biases, residual, is_gated)
+
+    cases = {}
+    for model, (size, query, inner) in {
+        "0.6B": (1024, 2048, 3072), "1.7B": (2048, 2048, 6144), "8B": (4096, 4096, 12288),
+    }.items():  # fmt: skip
+        cases[f"{model} query, key, value, bf16"] = call(size, (query, 1024, 1024))
+        cases[f"{model} gate, up, bf16"] = call(size, (inner, inner), is_gated=True)
+    for name, dtype in {"fp16": torch.float16, "fp32": torch.float32}.items():
+        cases[f"0.6B query, key, value, {name}"] = call(1024, (2048, 1024, 1024), dtype=dtype)
+        cases[f"0.6B gate, up, {name}"] = call(1024, (3072, 3072), is_gated=True, dtype=dtype)
+    return cases | {
+        "first layer, no residual": call(1024, (2048, 1024, 1024), rows=16, has_residual=False),
+        "biases, bf16": call(2048, (2048, 256, 256), has_bias=True),
+        "one weight, bf16": call(1024, (77,)),
+        "D 1008, two weights, fp16": call(1008, (77, 300), dtype=torch.float16),
+        "a weight of one row, bf16": call(1024, (31, 1, 33)),
+        "D 16, one output, fp32": call(16, (1,), dtype=torch.float32),
+    }
+
+
 def rotate_heads_cases(op: ModuleType) -> dict[str, Case]:
     def call(*, heads=16, kv_heads=8, size=128, dtype=torch.bfloat16, has_norm=True):
         angles = meta(64, 1, size, dtype=dtype)
@@ -164,6 +191,7 @@ CASES: dict[str, Callable[[ModuleType], dict[str, Case]]] = {
     "add_rms_norm": add_rms_norm_cases,
     "decode_attention": decode_attention_cases,
     "linear_log_probs": linear_log_probs_cases,
+    "norm_linear": norm_linear_cases,
     "relay_advantages": relay_advantages_cases,
     "relay_step": relay_step_cases,
     "rotate_heads": rotate_heads_cases,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_backends import BACKENDS, INTERPRETED
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TINY = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """One rounding of a result near 1: the error below which two computations do not differ."""
 
@@ -22,6 +21,22 @@ collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test
 def device() -> torch.device:
     """Where Triton's kernels run in this process."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that runs in this process."""
+    return request.param
+
+
+@pytest.fixture
+def draw(backend: str) -> Callable[..., Tensor]:
+    """Normal numbers of a shape and dtype where `backend` runs, always the same."""
+    device = "cuda" if backend == "triton" and not INTERPRETED else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape, dtype=torch.float32, scale=1.0: (torch.randn(*shape, generator=generator) * scale).to(
+        device, dtype
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from relay_kernels import (
     decode_attention,
     linear_log_probs,
     native,
+    norm_linear,
     relay_advantages,
     relay_step,
     rotate_heads,
@@ -103,6 +104,7 @@ def step(**options):
     ("name", "call"),
     [
         ("weight", lambda: add_rms_norm(empty(2, 8), empty(8, **META), 1e-6)),
+        ("weights", lambda: norm_linear(empty(2, 8), empty(8), 1e-6, [empty(3, 8, **META)])),
         ("up", lambda: silu_mul(empty(2, 8), empty(2, 8, **META))),
         ("sine", lambda: rotate_heads(*[empty(1, 1, 2, 8)] * 2, empty(1, 1, 8), empty(1, 1, 8, **META))),
         ("new_key", lambda: append_kv(*[empty(1, 4, 2, 8)] * 2, *[empty(1, 1, 2, 8, **META)] * 2, empty(1, **ROWS))),

@@ -12,7 +12,12 @@ import torch
 
 pytest.importorskip("triton")
 FOLDER = Path(__file__).parent
-PATHS = [*sorted(FOLDER.glob("test_*_triton.py")), FOLDER / "test_pointwise.py", FOLDER / "test_relay_step_fast.py"]
+PATHS = [
+    *sorted(FOLDER.glob("test_*_triton.py")),
+    FOLDER / "test_norm_linear.py",
+    FOLDER / "test_pointwise.py",
+    FOLDER / "test_relay_step_fast.py",
+]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the Triton tests run on the device itself")

@@ -9,7 +9,7 @@ import gc
 
 import pytest
 import torch
-from relay_kernels import decode_attention, linear_log_probs, relay_step
+from relay_kernels import decode_attention, linear_log_probs, norm_linear, relay_step
 from relay_kernels.backends import why_not_native
 from relay_kernels.relay_step import RelayStepState, RowStatus
 
@@ -90,3 +90,15 @@ def test_the_last_slot_and_the_last_positions_are_attended_to(shape, num_tokens)
     torch.testing.assert_close(output, expected, **TOLERANCE)
     assert torch.equal(caches[0][last, length:], new["new_key"][0])
     assert torch.equal(caches[1][last, length:], new["new_value"][0])
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_the_last_outputs_of_a_large_layer_are_right(is_gated):
+    hidden, norm = normal(5, 4096), normal(4096)
+    weights = [normal(600_000, 4096, scale=4096**-0.5) for _ in range(2)]
+    assert weights[0].numel() > 2**31
+    outputs, _ = norm_linear(hidden, norm, 1e-6, weights, is_gated=is_gated, backend="triton")
+    tails = [weight[LAST] for weight in weights]
+    expected, _ = norm_linear(hidden, norm, 1e-6, tails, is_gated=is_gated, backend="reference")
+    for output, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output[:, LAST], wanted, **TOLERANCE)

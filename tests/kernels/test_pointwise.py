@@ -1,50 +1,17 @@
-"""The pointwise ops of a decoder block in every backend, held to plain PyTorch as one writes it first.
-
-Triton's runs happen on a CUDA device, or in the process that test_interpreter.py starts.
-"""
+"""The pointwise ops of a decoder block in every backend, held to plain PyTorch as one writes it first."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from kernel_backends import DTYPES, EPS, INTERPRETED, rms_norm, spread, strided, wide
 from native_library import needs_library
 from relay_kernels import add_rms_norm, rotate_heads, silu_mul
 from torch.nn import functional
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = ["triton"] if INTERPRETED else ["reference", pytest.param("native", marks=needs_library)]
-if torch.cuda.is_available() and not INTERPRETED:
-    BACKENDS.append(pytest.param("triton", marks=pytest.mark.gpu))
-DTYPES = [torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]  # the interpreter cuts bf16 off
-SHAPES = [(1, 1), (1, 128), (3, 5, 7), (64, 1, 40), (2, 129), (0, 8), (5, 0), (2, 1031)]
-EPS = 1e-6
+SHAPES = [(1, 1), (1, 128), (3, 5, 7), (64, 1, 40), (2, 129), (0, 8), (2, 0, 8), (5, 0), (2, 1031)]
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    return request.param
-
-
-@pytest.fixture
-def device(backend):
-    return torch.device("cuda" if backend == "triton" and not INTERPRETED else "cpu")
-
-
-@pytest.fixture
-def draw(device):
-    """Normal numbers of a shape and dtype, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape, dtype=torch.float32, scale=1.0: (torch.randn(*shape, generator=generator) * scale).to(
-        device, dtype
-    )
-
-
-def rms_norm(states, weight):
-    return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPS) * weight
 
 
 def rotate(heads, cosine, sine, weight=None):
@@ -53,16 +20,6 @@ def rotate(heads, cosine, sine, weight=None):
     x, y = heads[..., : heads.shape[-1] // 2], heads[..., heads.shape[-1] // 2 :]
     cosine, sine = cosine[:, :, None].chunk(2, -1), sine[:, :, None].chunk(2, -1)
     return torch.cat([x * cosine[0] - y * sine[0], y * cosine[1] + x * sine[1]], -1)
-
-
-def wide(*tensors):
-    return [None if tensor is None else tensor.double() for tensor in tensors]
-
-
-def spread(tensor):
-    """The largest size of a finite value, at least 1: what one rounding is measured in."""
-    finite = tensor[tensor.isfinite()].abs()
-    return max(1.0, float(finite.max())) if finite.numel() else 1.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,15 +85,6 @@ def test_a_gate_of_any_size_gives_what_pytorch_gives(backend, draw):
     gate = torch.tensor(values, device=draw(1).device)
     output = silu_mul(gate, torch.ones_like(gate), backend=backend)
     torch.testing.assert_close(output, functional.silu(gate), equal_nan=True, rtol=1e-6, atol=1e-30)
-
-
-def strided(tensor, layout):
-    """The same values in other strides."""
-    if layout == "rows apart":
-        return torch.cat([tensor, torch.full_like(tensor, torch.nan)], -1)[..., : tensor.shape[-1]]
-    if layout == "rows crossed":
-        return tensor.transpose(0, 1).contiguous().transpose(0, 1)
-    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 @pytest.mark.parametrize("layout", ["rows apart", "rows crossed", "columns apart"])

@@ -24,6 +24,7 @@ import torch
 from benchmarks.gpu import batch_one, memory, rollout
 from benchmarks.gpu.scale import Scale
 from benchmarks.harness import device_name, write_result
+from benchmarks.kernels.__main__ import OPS
 
 BUDGET_S = 520.0
 """Of all parts together: nine minutes, less what starting and ending takes."""
@@ -54,15 +55,22 @@ def parts(device: torch.device) -> dict[str, Part]:
     is_small = ("--num-prompts", "4", "--num-slots", "4", "--length", "16", "--repeats", "1")
     relay_decode = ("-m", "benchmarks.bench_relay_decode", "--device", device.type)
     kernels = ("-m", "benchmarks.kernels", "--device", device.type)
+    block_ops = ("add_rms_norm", "norm_linear", "rotate_heads", "silu_mul")
     return {
-        "kernels": Part(kernels, 120),
+        "kernels": Part((*kernels, *of_ops(*(op for op in OPS if op not in block_ops))), 120),
         "batch_one": Part(own["batch_one"], 150),
         "rollout": Part(own["rollout"], 150),
         "memory": Part(own["memory"], 100),
-        "relay_step_native": Part((*kernels, "--op", "relay_step", "--backend", "native"), 40),
+        "block_kernels": Part((*kernels, *of_ops(*block_ops)), 60),
+        "relay_step_native": Part((*kernels, *of_ops("relay_step"), "--backend", "native"), 40),
         "relay_decode": Part((*relay_decode, *(is_small if device.type == "cpu" else ("--repeats", "1"))), 90),
         "grpo_step": Part(("-m", "benchmarks.bench_grpo_step", "--turns", "1", "--steps", "2"), BUDGET_S),
     }
+
+
+def of_ops(*ops: str) -> tuple[str, ...]:
+    """The kernel benchmark's arguments for these alone."""
+    return tuple(word for op in ops for word in ("--op", op))
 
 
 def run_all(todo: Mapping[str, Part], budget_s: float) -> dict[str, str]:

@@ -17,6 +17,14 @@ TINY = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bf
 collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*_triton.py"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Triton's tests want a device, so `pytest -m gpu` runs them there."""
+    if not INTERPRETED:
+        for item in items:
+            if item.path.match("tests/kernels/test_*_triton.py"):
+                item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture
 def device() -> torch.device:
     """Where Triton's kernels run in this process."""

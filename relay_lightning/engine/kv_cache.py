@@ -26,13 +26,15 @@ class SlotKVCache:
     CUDA graph repeats is told of with `grow` alone.
     """
 
-    def __init__(self, num_slots: int, max_length: int, device: torch.device) -> None:
+    def __init__(self, num_slots: int, max_length: int, device: torch.device, backend: str = "auto") -> None:
+        """backend: of `decode_attention`."""
         self.num_slots = num_slots
         self.max_length = max_length
         self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """[S] int64: tokens in each slot; written in place."""
         self.longest = 0
         """An upper bound of `lengths` that is known without asking the device."""
+        self._backend = backend
         self._storages: list[tuple[Tensor, Tensor]] = []
         """Keys and values of each layer."""
         self._views: list[tuple[Tensor, Tensor]] = []
@@ -103,6 +105,7 @@ class SlotKVCache:
             num_new=self._num_new,
             slots=self._slots,
             scale=scale,
+            backend=self._backend,
         )
 
     def truncate(self, slots: Tensor, lengths: Tensor) -> None:

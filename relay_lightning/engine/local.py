@@ -13,6 +13,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 from relay_lightning.engine.blocks import Blocks, can_run_blocks
 from relay_lightning.engine.kv_cache import SlotKVCache
 from relay_lightning.models.architecture import check_supported, eos_token_ids, max_context
+from relay_lightning.models.settings import FLASH_ATTENTION
 from relay_lightning.models.sharding import gathered
 
 SLOT_ATTENTION = "relay_slots"
@@ -36,6 +37,7 @@ class LocalEngine:
         self._has_blocks = can_run_blocks(causal_lm)
         self._blocks: Blocks | None = None
         self._max_context = max_context
+        self._attention_backend = "auto"
         self._cache = SlotKVCache(0, 0, self.device)
 
     @property
@@ -73,6 +75,8 @@ class LocalEngine:
     def _in_slots(self) -> Iterator[None]:
         training = [module for module in self.model.modules() if module.training]
         attention = self.model.config._attn_implementation
+        is_flash = attention == FLASH_ATTENTION and self.device.type == "cuda"
+        self._attention_backend = "flash" if is_flash else "auto"
         self.model.eval()
         self.model.config._attn_implementation = SLOT_ATTENTION
         try:
@@ -84,7 +88,7 @@ class LocalEngine:
                 module.training = True
 
     def allocate(self, num_slots: int, max_length: int) -> None:
-        self._cache = SlotKVCache(num_slots, max_length, self.device)
+        self._cache = SlotKVCache(num_slots, max_length, self.device, self._attention_backend)
         if self._has_blocks:
             self._blocks = Blocks(self.model, max_length)
 

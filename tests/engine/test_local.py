@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from unittest.mock import MagicMock
+
+import flash_attention
 import pytest
 import torch
+from pretend_cuda import pretend_cuda, to_pretended
 from random_models import ARCHITECTURES, random_model
 from torch import Tensor
 from transformers import (
@@ -60,6 +65,28 @@ def test_logits_equal_a_plain_forward_pass(architecture: str, attention: str):
         torch.testing.assert_close(logits[slot], plain_logits(model, context), **LOGIT_TOLERANCE)
     torch.testing.assert_close(some[0], plain_logits(model, [*contexts[2], 7]), **LOGIT_TOLERANCE)
     torch.testing.assert_close(some[1], plain_logits(model, [*contexts[1], 8]), **LOGIT_TOLERANCE)
+
+
+def test_a_model_with_flash_attention_decodes_with_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", flash_attention)
+    monkeypatch.setattr(sys.modules["relay_kernels.decode_attention"], "why_not_flash", lambda _: None)
+    flash = MagicMock(side_effect=flash_attention.flash_attn_with_kvcache)
+    monkeypatch.setattr(flash_attention, "flash_attn_with_kvcache", flash)
+    model, context = random_model("qwen3", VOCAB_SIZE), random_tokens(9, 0)
+    expected = [plain_logits(model, context), plain_logits(model, [*context[:4], 7])]
+    model.config._attn_implementation = "flash_attention_2"
+    with pretend_cuda():
+        engine = LocalEngine(to_pretended(model))
+        slots, is_active = torch.arange(2, device="cuda"), torch.ones(2, dtype=torch.bool, device="cuda")
+        with engine.session():
+            engine.allocate(2, 40)
+            engine.extend(
+                slots, torch.tensor([context[:8], context[:8]], device="cuda"), torch.tensor([8, 4], device="cuda")
+            )
+            logits = engine.step(torch.tensor([context[8], 7], device="cuda"), is_active)
+        for row, plain in zip(logits.to("cpu"), expected, strict=True):
+            torch.testing.assert_close(row, plain, **LOGIT_TOLERANCE)
+    assert flash.call_count == 2 * model.config.num_hidden_layers
 
 
 def test_inactive_rows_keep_their_cache():

@@ -40,7 +40,7 @@ def flash_attn_with_kvcache(
             length += num_tokens
         assert length <= k_cache.shape[1], "reads beyond the cache"
         keys, values = (cache[slot, :length].repeat_interleave(group, 1) for cache in (k_cache, v_cache))
-        mask = torch.ones(num_tokens, length, dtype=torch.bool).tril(length - num_tokens)
+        mask = torch.ones(num_tokens, length, dtype=torch.bool, device=q.device).tril(length - num_tokens)
         scores = torch.einsum("thd,lhd->htl", q[row].float(), keys.float()) * scale
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).masked_fill(~mask.any(-1)[None, :, None], 0.0)
         output[row] = torch.einsum("htl,lhd->thd", weights, values.float()).to(q.dtype)

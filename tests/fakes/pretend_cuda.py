@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 CROSSES = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put", "aten::set_")
 """Operators that take tensors of both devices: copies, and indices that PyTorch moves itself."""
 
+READS = {Tensor.tolist, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__bool__}
 WITHOUT_DRIVER = {
     Tensor.__invert__: torch.bitwise_not,
     Tensor.contiguous: torch.ops.aten.contiguous,
@@ -87,9 +88,11 @@ class PretendCuda(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.device:
             args, kwargs = tree_map(_in_full, args), tree_map(_in_full, kwargs or {})
-        if func is Tensor.tolist and isinstance(args[0], PretendTensor):
+        if func in READS and isinstance(args[0], PretendTensor):
             self.num_reads += 1
-            return args[0].inner.tolist()
+            if args[0].numel():  # as an operator, so that a capture sees it
+                torch.ops.aten._local_scalar_dense(args[0].reshape(-1).select(0, 0))
+            return func(args[0].inner)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], PretendTensor):
             return _index(*args)
         if func in WITHOUT_DRIVER:

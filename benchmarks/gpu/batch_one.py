@@ -36,7 +36,7 @@ def measure(scale: Scale) -> Iterator[dict[str, Any]]:
     for name, model in models.items():
         figures = timed("relay", name, model, relay_way(model, tokenizer, scale), scale, copy_bytes_per_s)
         yield figures | bar("% of copy bandwidth", figures["percent_of_bandwidth"], BARS[name], scale)
-    for name, model in models.items():
+    for name, model in models.items() if scale.device.type == "cuda" else ():
         run = relay_way(model, tokenizer, scale, cuda_graphs=False)
         yield timed("relay without CUDA graphs", name, model, run, scale, copy_bytes_per_s)
     for name, model in models.items():

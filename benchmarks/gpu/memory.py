@@ -1,9 +1,9 @@
 """Does a GRPO step fit 24 GB, and how does its memory grow with the length?
 
-Student 1.7B in 4 bits with adapters and teacher 8B in 4 bits, as configs/trainer/gpu24gb.yaml has them, under a limit
-of 24 GB. The two phases of a step are measured apart, at the same lengths: decoding, with the caches of both models
-full to that length, as they are at the last token of a completion; and the update, forward, backward and optimiser step
-of one completion. So no length has to be written token by token.
+Students 0.6B and 1.7B in 4 bits with adapters and teacher 8B in 4 bits, as configs/trainer/gpu24gb.yaml has them, under
+a limit of 24 GB; then 0.6B and 8B in bf16, without a limit. The two phases of a step are measured apart, at the same
+lengths: decoding, with the caches of both models full to that length, as they are at the last tokens of a completion;
+and the update, forward, backward and optimiser step of one completion. So no length has to be written token by token.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import gc
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
+from benchmarks.gpu.steps import run_steps
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import LoRASettings, add_lora
@@ -31,24 +31,37 @@ LIMIT_BYTES = 24_000_000_000
 NUM_SLOTS = 8
 CHUNK_TOKENS = 128
 PROMPT_TOKENS = 16
+NUM_STEPS = 3
+"""A step is run, captured and repeated."""
 LORA = LoRASettings(rank=32, alpha=64.0)
 LEARNING_RATE = 1e-5
 BAR = "peak bytes of a GRPO step"
+BF16 = LoadSettings(dtype="bf16")
+NF4 = LoadSettings(dtype="bf16", quantization="nf4")
 
 
 def measure(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Peak bytes of both phases at each length, None on a CPU. The first length that does not fit ends it."""
-    device = scale.device
-    student, teacher = _load(scale, "1.7B"), _load(scale, "8B")
-    add_lora(student, LORA)
-    student.gradient_checkpointing_enable({"use_reentrant": False})
+    """Peak bytes of both phases, None on a CPU; at one length, and of the larger student at all of them."""
+    teacher = _load(scale, "8B", NF4)
+    _limit(LIMIT_BYTES, scale.device)
+    for student, lengths in (("0.6B", scale.bar_lengths), ("1.7B", scale.train_tokens)):
+        names = {"student": student, "weights": "nf4"}
+        yield from _at_lengths(_student(scale, student, NF4), teacher, lengths, scale, names)
+    del teacher
+    _limit(None, scale.device)
+    bf16 = _student(scale, "0.6B", BF16), _load(scale, "8B", BF16)
+    for figures in _at_lengths(*bf16, scale.bar_lengths, scale, {"student": "0.6B", "weights": "bf16"}):
+        yield {**figures, "word": "open"}  # What 4 bits save; the bar is not for it.
+
+
+def _at_lengths(
+    student: Any, teacher: Any, lengths: Sequence[int], scale: Scale, names: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Figures of one pair. The first length that does not fit ends it."""
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT_BYTES / total), device)
-    for length in scale.train_tokens:
-        figures: dict[str, Any] = {"completion_tokens": length, "num_slots": NUM_SLOTS}
+    optimizer, device = torch.optim.AdamW(trained, lr=LEARNING_RATE), scale.device
+    for length in lengths:
+        figures: dict[str, Any] = {**names, "completion_tokens": length, "num_slots": NUM_SLOTS}
         try:
             figures["decode_peak_bytes"] = _peak_bytes(partial(_decode, student, teacher, length, device), device)
             figures["update_peak_bytes"] = _peak_bytes(partial(_update, student, optimizer, length, device), device)
@@ -60,31 +73,48 @@ def measure(scale: Scale) -> Iterator[dict[str, Any]]:
         yield {**figures, **bar(BAR, peak, LIMIT_BYTES, scale, is_upper=True)}
 
 
-def _load(scale: Scale, name: str) -> Any:
-    """Qwen3-<name> with random weights, in 4 bits, the way a checkpoint is loaded."""
+def _limit(num_bytes: int | None, device: torch.device) -> None:
+    """Lets this process have so much of a GPU's memory; None for all."""
+    if device.type == "cuda":
+        _free(device)
+        share = 1.0 if num_bytes is None else num_bytes / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+
+
+def _student(scale: Scale, name: str, settings: LoadSettings) -> Any:
+    """A model that trains adapters and recomputes its activations."""
+    student = _load(scale, name, settings)
+    add_lora(student, LORA)
+    student.gradient_checkpointing_enable({"use_reentrant": False})
+    return student
+
+
+def _load(scale: Scale, name: str, settings: LoadSettings) -> Any:
+    """Qwen3-<name> with random weights, in 4 bits the way a checkpoint is loaded."""
+    model = scale.random_model(name, text_tokenizer())
+    if settings.quantization is None:
+        return model
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = text_tokenizer()
-        model = scale.random_model(name, tokenizer)
         model.save_pretrained(folder)
         del model
         _free(scale.device)
-        settings = LoadSettings(dtype="bf16", quantization="nf4")
-        return load_model(str(Path(folder)), None, settings, scale.device)
+        return load_model(folder, None, settings, scale.device)
 
 
 def _decode(student: Any, teacher: Any, length: int, device: torch.device) -> None:
     """A chunk and a step of each model over slots that are full but for those; the caches of both live together."""
     engines = [LocalEngine(model, max_context=length + PROMPT_TOKENS) for model in (student, teacher)]
     slots = torch.arange(NUM_SLOTS, device=device)
-    width = min(CHUNK_TOKENS, length)
+    width = min(CHUNK_TOKENS, length - NUM_STEPS)
     for engine in engines:
         with engine.session(), torch.autocast(device.type, torch.bfloat16):
             engine.allocate(NUM_SLOTS, length + PROMPT_TOKENS)
-            start = length + PROMPT_TOKENS - width - 1
+            start = length + PROMPT_TOKENS - width - NUM_STEPS
             engine.truncate(slots, torch.full_like(slots, start))
             engine.tighten(start)
             engine.extend(slots, torch.zeros(NUM_SLOTS, width, dtype=torch.int64, device=device), slots * 0 + width)
-            engine.step(torch.zeros_like(slots), torch.ones_like(slots, dtype=torch.bool))
+            tokens, is_active = torch.zeros_like(slots), torch.ones_like(slots, dtype=torch.bool)
+            run_steps(engine, partial(engine.step, tokens, is_active), NUM_STEPS)
 
 
 def _update(student: Any, optimizer: torch.optim.Optimizer, length: int, device: torch.device) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.bench_relay_decode import EndlessEngine, Setup, greedy, relay_run, released_run
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
+from benchmarks.gpu.steps import run_steps
 from benchmarks.harness import seconds
 from benchmarks.released_way import Conversation
 from relay_lightning.data.chat_template import make_prompt
-from relay_lightning.engine.cuda_graphs import CudaCapture, StepGraphs
 from relay_lightning.relay.decoder import RelayRequest
 from relay_lightning.tiny.task import generate_problems
 
@@ -88,14 +88,9 @@ def _teacher_by_itself(setup: Setup, scale: Scale) -> None:
     num_context = len(setup.prompts[0].token_ids) + scale.completion_tokens
     slots = torch.arange(scale.num_slots, device=setup.device)
     is_active, token = torch.ones_like(slots, dtype=torch.bool), torch.full_like(slots, 8)
-    is_cuda = setup.device.type == "cuda"
-    graphs = StepGraphs(CudaCapture(setup.device), scale.num_slots, setup.device) if is_cuda else None
-
-    def step() -> None:
-        token.copy_(engine.step(token, is_active).argmax(-1))
-
+    num_tokens = scale.num_calls * scale.call_tokens
     with engine.session():
-        engine.allocate(scale.num_slots, num_context + scale.num_calls * scale.call_tokens)
+        engine.allocate(scale.num_slots, num_context + num_tokens)
         for _ in range(-(-scale.num_completions // scale.num_slots)):
             engine.truncate(slots, torch.zeros_like(slots))
             engine.tighten(0)
@@ -103,11 +98,7 @@ def _teacher_by_itself(setup: Setup, scale: Scale) -> None:
                 width = min(PREFILL_TOKENS, num_context - start)
                 ids = torch.full((scale.num_slots, width), 8, device=setup.device)
                 engine.extend(slots, ids, torch.full_like(slots, width))
-            for _ in range(scale.num_calls * scale.call_tokens):
-                if graphs is None:
-                    step()
-                elif graphs.run(engine.step_shape, step):
-                    engine.count_step()
+            run_steps(engine, lambda: token.copy_(engine.step(token, is_active).argmax(-1)), num_tokens)
 
 
 def _against_the_released_way(setup: Setup, scale: Scale) -> Iterator[dict[str, Any]]:

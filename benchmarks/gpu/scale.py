@@ -13,6 +13,9 @@ GIB = 1 << 30
 ROOM_OF_256_SLOTS = 120 * GIB
 """Device memory that holds 256 slots of 1,024 tokens in 1.7B and 8B, beside both models."""
 
+BAR_TOKENS = 4096
+"""Completion tokens of a step that has to fit 24 GB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -31,6 +34,11 @@ class Scale:
     """Length of the completions on which the released way is measured, which is too slow for the whole work."""
     train_tokens: tuple[int, ...]
     """Lengths whose memory is measured."""
+
+    @property
+    def bar_lengths(self) -> tuple[int, ...]:
+        """The one that the bar on memory names, or on a CPU the shortest."""
+        return (BAR_TOKENS,) if self.is_full else self.train_tokens[:1]
 
     @classmethod
     def of(cls, device: torch.device) -> Scale:

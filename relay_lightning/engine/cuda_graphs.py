@@ -15,7 +15,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 """Work for the device, or what repeats it."""
 Capture = Callable[[Step], Step]
 """Records the device's work in a step without doing it, and returns what does it. Raises RuntimeError if it cannot."""

@@ -100,16 +100,16 @@ def test_a_rollout_is_measured_in_all_ways_with_the_calls_that_were_scripted(mea
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_is_a_bar_not_met_and_the_end(measure, monkeypatch):
+def test_memory_that_runs_out_is_a_bar_not_met_and_the_end_of_its_lengths(measure, monkeypatch):
     pytest.importorskip("bitsandbytes")
 
     def run_out(*_):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(memory, "_update", run_out)
-    [line] = measure("memory")
-    assert line["completion_tokens"] == TINY.train_tokens[0]
-    assert line["value"] == "no room"
+    lines = measure("memory")
+    assert {line["completion_tokens"] for line in lines} == {TINY.train_tokens[0]}
+    assert {line["value"] for line in lines} == {"no room"}
 
 
 @pytest.mark.slow
@@ -125,5 +125,10 @@ def test_a_rival_that_fails_is_noted_beside_the_others(measure, monkeypatch):
 def test_the_memory_of_both_phases_is_measured_at_every_length(measure):
     pytest.importorskip("bitsandbytes")
     lines = measure("memory")
-    assert [line["completion_tokens"] for line in lines] == list(TINY.train_tokens)
+    short, *_ = lengths = TINY.train_tokens
+    assert [(line["student"], line["weights"], line["completion_tokens"]) for line in lines] == [
+        ("0.6B", "nf4", short),
+        *(("1.7B", "nf4", length) for length in lengths),
+        ("0.6B", "bf16", short),
+    ]
     assert all(line["update_peak_bytes"] is None for line in lines)  # nobody counts on a CPU

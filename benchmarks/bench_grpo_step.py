@@ -1,9 +1,12 @@
-"""Samples per second of a whole GRPO step, against TRL's GRPOTrainer, in one process on one machine.
+"""Samples per second and peak memory of a whole GRPO step, against TRL's GRPOTrainer, in one process on one machine.
 
-A step is: decode 16 prompts x 8 samples at temperature 1 (teacher-free, at most 160 tokens), judge the answers, one
-optimiser step on all of it. Both trainers get the same student, prompts, sampling, reward function, loss, precision
-and batch; gradient checkpointing, logging to files and checkpoints are off for both. They take turns, so that a
-machine whose speed drifts favours neither, and the first steps of each turn (allocations, compilation) do not count.
+A step is: decode some prompts x 8 samples at temperature 1 (teacher-free), judge the answers, one optimiser step on all
+of it. Both trainers get the same student, prompts, sampling, reward function, loss, precision and batch; gradient
+checkpointing, logging to files and checkpoints are off for both. They take turns, so that a machine whose speed drifts
+favours neither, and the first steps of each turn (allocations, compilation) do not count.
+
+On a CPU the student is the embedded one, with 16 prompts and at most 160 tokens; on a GPU it has the architecture of
+Qwen3-0.6B and random weights, in bf16-mixed, with 2 prompts and 512 tokens, which hardly ever end before.
 
     pip install -e ".[bench]" && python -m benchmarks.bench_grpo_step
 """
@@ -12,18 +15,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
+from benchmarks.gpu.scale import Scale, text_tokenizer
 from benchmarks.harness import print_table, write_result
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.prompts import PromptDataModule
@@ -34,6 +40,7 @@ from relay_lightning.rewards.answers import is_correct
 
 NUM_WARMUP_STEPS = 2
 """Steps at the start of a turn that are not counted."""
+RANDOM_STUDENT = "0.6B"
 LEARNING_RATE = 1e-6
 """So small that the student, and with it the length of its completions, stays the same throughout."""
 
@@ -46,6 +53,7 @@ class Setting:
     num_prompts: int = 16
     group_size: int = 8
     max_completion_tokens: int = 160
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
     @property
     def num_samples(self) -> int:
@@ -59,6 +67,8 @@ class Turns:
     step_s: list[float] = field(default_factory=list)
     num_tokens: list[float] = field(default_factory=list)
     """Mean completion tokens of each step."""
+    peak_bytes: int | None = None
+    """Most memory that its tensors held on a GPU, in any step."""
 
     def figures(self, setting: Setting) -> dict[str, Any]:
         """Rates from the median step, and how far the steps scatter."""
@@ -68,6 +78,7 @@ class Turns:
             "median_step_s": median_s,
             "mean_completion_tokens": num_tokens,
             "tokens_per_s": setting.num_samples * num_tokens / median_s,
+            "peak_bytes": self.peak_bytes,
             "step_s": [round(seconds, 3) for seconds in self.step_s],
         }
 
@@ -103,6 +114,7 @@ def run_relay(setting: Setting, num_steps: int, turns: Turns) -> None:
     data = PromptDataModule(prompts_per_rollout=setting.num_prompts, num_train_problems=1024)
     trainer = Trainer(
         max_steps=num_steps + NUM_WARMUP_STEPS,
+        precision=setting.precision,
         gradient_clip_val=1.0,
         limit_val_batches=0,
         logger=False,
@@ -166,7 +178,7 @@ def run_trl(setting: Setting, num_steps: int, turns: Turns) -> None:
                 max_grad_norm=1.0,
                 weight_decay=0.0,
                 gradient_checkpointing=False,
-                bf16=False,
+                bf16=setting.precision == "bf16-mixed",
                 use_cpu=not torch.cuda.is_available(),
                 logging_steps=10**6,
                 save_strategy="no",
@@ -182,16 +194,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3, help="turns of each trainer")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of a turn")
+    parser.add_argument("--random", action="store_true", help="take the random student on a CPU too, a minute one")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    setting = Setting()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rivals = {"relay_lightning": (run_relay, Turns()), "trl": (run_trl, Turns())}
-    for turn in range(arguments.turns):
-        for run, turns in rivals.values():
-            seed_everything(turn, verbose=False)
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                run(setting, arguments.steps, turns)
+    with tempfile.TemporaryDirectory() as folder:
+        is_random = arguments.random or device.type == "cuda"
+        setting = random_setting(Scale.of(device), folder) if is_random else Setting()
+        for turn in range(arguments.turns):
+            for run, turns in rivals.values():
+                seed_everything(turn, verbose=False)
+                with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                    _take_turn(run, setting, arguments.steps, turns, device)
     figures = {name: turns.figures(setting) for name, (_, turns) in rivals.items()}
     header = ("", "samples/s", "median step s", "tokens/sample", "tokens/s")
     print_table(
@@ -201,8 +217,30 @@ def main() -> None:
     )
     ratio = figures["relay_lightning"]["samples_per_s"] / figures["trl"]["samples_per_s"]
     print(f"  relay-lightning trains on {ratio:.2f} times the samples per second of TRL")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    write_result("grpo_step", device, {"setting": asdict(setting), "times_trl": ratio, **figures})
+    named = asdict(setting) | ({"student": f"random {RANDOM_STUDENT}"} if is_random else {})
+    write_result("grpo_step", device, {"setting": named, "times_trl": ratio, "contestants": figures})
+
+
+def random_setting(scale: Scale, folder: str) -> Setting:
+    """A student with random weights, written to `folder`, and work of its size; on a CPU both are minute."""
+    tokenizer = text_tokenizer()
+    scale.random_model(RANDOM_STUDENT, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if not scale.is_full:
+        return Setting(folder, num_prompts=2, max_completion_tokens=16)
+    return Setting(folder, num_prompts=2, max_completion_tokens=512, precision="bf16-mixed")
+
+
+def _take_turn(
+    run: Callable[[Setting, int, Turns], None], setting: Setting, num_steps: int, turns: Turns, device: torch.device
+) -> None:
+    gc.collect()  # What the other has left.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    run(setting, num_steps, turns)
+    if device.type == "cuda":
+        turns.peak_bytes = max(turns.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
 
 
 if __name__ == "__main__":

@@ -61,10 +61,10 @@ def parts(device: torch.device) -> dict[str, Part]:
         "batch_one": Part(own["batch_one"], 150),
         "rollout": Part(own["rollout"], 150),
         "memory": Part(own["memory"], 100),
+        "grpo_step": Part(("-m", "benchmarks.bench_grpo_step", "--turns", "1", "--steps", "2"), 120),
         "block_kernels": Part((*kernels, *of_ops(*block_ops)), 60),
         "relay_step_native": Part((*kernels, *of_ops("relay_step"), "--backend", "native"), 40),
         "relay_decode": Part((*relay_decode, *(is_small if device.type == "cpu" else ("--repeats", "1"))), 90),
-        "grpo_step": Part(("-m", "benchmarks.bench_grpo_step", "--turns", "1", "--steps", "2"), BUDGET_S),
     }
 
 

@@ -19,9 +19,7 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NATIVE_DEVICES = {
     "relay_step": ("cpu", "cuda"),
-    **dict.fromkeys(
-        ("append_kv", "decode_attention", "add_rms_norm", "norm_linear", "rotate_heads", "silu_mul"), ("cpu",)
-    ),
+    **dict.fromkeys(("append_kv", "decode_attention", "add_rms_norm", "rotate_heads", "silu_mul"), ("cpu",)),
 }
 """For which tensors the native library has an op."""
 NO_NATIVE = "the op has no native implementation"

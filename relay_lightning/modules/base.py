@@ -18,7 +18,7 @@ from relay_lightning.data.loader import read_position
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.models.architecture import describe
+from relay_lightning.models.architecture import describe, recompute_activations
 from relay_lightning.models.loading import load_model, load_tokenizer, load_untrained
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
@@ -124,7 +124,7 @@ class RelayModule(LightningModule):
             with seeded(student.device, "lora", self.seed):  # the same adapters on every process
                 add_lora(student, self.lora)
         if self.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(student)
         if self.device_mesh is not None:
             shard(student, self.device_mesh["data_parallel"])
         self.student = student.train()

@@ -13,6 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.memory.passes import decode_pass, head_workspace, training_pass
+from relay_lightning.models.architecture import recompute_activations
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.skeleton import ModelPlan
@@ -53,7 +54,7 @@ def real_student(plan: ModelPlan) -> Qwen3ForCausalLM:
     if plan.lora is not None:
         add_lora(model, plan.lora)
     if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

@@ -36,6 +36,8 @@ def write(path: Path, text: str) -> Path:
         (["--data.max_prompt_tokens", "5"], r"All 8 prompts of .* exceed max_prompt_tokens=5"),
         (["--data.prompts_per_rollout", "100"], r"prompts_per_rollout is 100, but there are 8 prompts"),
         (["--checkpoint.every_n_train_steps", "0"], r"checkpoint.every_n_train_steps must be at least 1"),
+        (["--trainer.strategy", "fdsp"], r"invalid strategy name: `strategy='fdsp'`"),
+        (["--trainer.strategy", "fsdp_cpu_offload"], r"strategy `fsdp` requires a GPU"),
         (["--ckpt_path", "nope.ckpt"], r"checkpoint nope.ckpt does not exist"),
     ],
 )

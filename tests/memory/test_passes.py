@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from allocator import measured_peak
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from relay_lightning.engine.local import LocalEngine
@@ -33,19 +31,6 @@ CONFIG = Qwen3Config(
     tie_word_embeddings=True,
 )
 STUDENT = ModelPlan("student", CONFIG, LoadSettings(), is_trained=True)
-
-
-def measured_peak(work, path: Path) -> int:
-    """Bytes that the CPU allocator gave out at most while `work` ran, above what it had given before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    profiler.export_chrome_trace(str(path))
-    current = peak = 0
-    events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    for event in sorted(events, key=lambda event: event["ts"]):
-        current += event["args"]["Bytes"]
-        peak = max(peak, current)
-    return peak
 
 
 def real_student(plan: ModelPlan) -> Qwen3ForCausalLM:

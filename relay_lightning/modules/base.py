@@ -35,7 +35,7 @@ from relay_lightning.modules.update_meter import UpdateMeter
 from relay_lightning.pair import build_decoder
 from relay_lightning.processes import gather_tensors
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
-from relay_lightning.rewards.answers import AnswerStatus, judge_answer
+from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.types import Completion, Prompt
 
 PROGRESS_BAR = {"accuracy", "call_ratio"}
@@ -309,8 +309,8 @@ class RelayModule(LightningModule):
 
     def judge(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, tuple[float, float]]:
         """Accuracy, answers that are missing or not understood, lengths and calls of a completion per prompt."""
-        pairs = zip(completions, prompts, strict=True)
-        statuses = [judge_answer(completion.text, prompt.answer or "") for completion, prompt in pairs]
+        texts, answers = [completion.text for completion in completions], [prompt.answer or "" for prompt in prompts]
+        statuses = judge_answers(texts, answers)
         ratios = answer_ratios(statuses) | completion_ratios(completions)
         named = {name.rsplit("/")[-1]: ratio for name, ratio in ratios.items()}
         return {"accuracy": (float(statuses.count(AnswerStatus.CORRECT)), float(len(statuses))), **named}

@@ -44,6 +44,11 @@ def resolve_strategy(strategy: Any) -> Any:
     return NAME if strategy == LIGHTNINGS_NAME else strategy
 
 
+def is_sharded(strategy: Any) -> bool:
+    """Whether a strategy, or what a configuration calls it, spreads the student over processes."""
+    return isinstance(strategy, ShardedStrategy) or resolve_strategy(strategy) == NAME
+
+
 def require_supported(strategy: Strategy) -> None:
     """Raises ValueError for a strategy that shards the student in a way that it cannot be decoded."""
     is_other_sharding = isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, ShardedStrategy)

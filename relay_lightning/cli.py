@@ -29,6 +29,7 @@ from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.sft import WarmupDataModule
 from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.grpo import GRPOModule
+from relay_lightning.modules.sharded_strategy import resolve_strategy
 from relay_lightning.modules.warmup import WarmupModule
 
 STAGES = (WarmupModule, WarmupDataModule, GRPOModule, PromptDataModule)
@@ -125,6 +126,7 @@ class RelayCLI(LightningCLI):
         """The trainer of the configuration; for `fit` with the run folder and the callbacks of a run."""
         config = self.config[self._chosen]
         settings = {**self._get(self.config_init, "trainer"), **kwargs, "default_root_dir": config.run_dir}
+        settings["strategy"] = resolve_strategy(settings["strategy"])
         settings["plugins"] = with_atomic_checkpoints(settings["plugins"])
         if not self._writes_run_folder(config):
             if settings["logger"] is None:

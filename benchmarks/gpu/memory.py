@@ -20,6 +20,7 @@ import torch
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
 from benchmarks.gpu.steps import run_steps
 from relay_lightning.engine.local import LocalEngine
+from relay_lightning.models.architecture import recompute_activations
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
@@ -85,7 +86,7 @@ def _student(scale: Scale, name: str, settings: LoadSettings) -> Any:
     """A model that trains adapters and recomputes its activations."""
     student = _load(scale, name, settings)
     add_lora(student, LORA)
-    student.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(student)
     return student
 
 

@@ -14,7 +14,6 @@ from relay_lightning.commands.workload import GB, own_memory_bytes, plans_for_gp
 from relay_lightning.memory.advice import USABLE_SHARE, advise, fits
 from relay_lightning.memory.plan import MemoryPlan, Workload, plan_memory
 from relay_lightning.modules.base import AUTO_SLOTS, RelayModule
-from relay_lightning.modules.sharded_strategy import ShardedStrategy
 
 PARTS = {
     "student_weights": "student, with its adapters",
@@ -54,7 +53,7 @@ def plan_run(module: RelayModule, data: Any, trainer: Trainer, on_misfit: OnMisf
     RuntimeError for a run that does not fit and is to stop.
     """
     is_gpu = trainer.strategy.root_device.type == "cuda"
-    is_planned = on_misfit in ("stop", "warn") or (on_misfit is None and is_gpu and not _is_sharded(trainer))
+    is_planned = on_misfit in ("stop", "warn") or (on_misfit is None and is_gpu)
     if not is_planned and module.num_slots != AUTO_SLOTS:
         return
     memory_bytes, settings = own_memory_bytes(is_gpu), run_settings(trainer)
@@ -84,6 +83,7 @@ def run_settings(trainer: Trainer) -> dict[str, Any]:
     """What a plan needs to know of a trainer, under the names of its configuration."""
     return {
         "precision": trainer.precision,
+        "strategy": trainer.strategy,
         "devices": trainer.num_devices,
         "num_nodes": trainer.num_nodes,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
@@ -107,11 +107,6 @@ def describe_misfit(planned: MemoryPlan, workload: Workload, memory_bytes: float
 def peak_sentence(planned: MemoryPlan, memory_bytes: float) -> str:
     """The figure that a plan comes to."""
     return f"peak {planned.peak / GB:.2f} GB of {memory_bytes / GB:.2f} GB"
-
-
-def _is_sharded(trainer: Trainer) -> bool:
-    """A plan counts whole weights on every process."""
-    return isinstance(trainer.strategy, ShardedStrategy) and trainer.world_size > 1
 
 
 def plan_table(planned: MemoryPlan, workload: Workload) -> Table:

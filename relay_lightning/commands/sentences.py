@@ -8,9 +8,10 @@ import linecache
 import re
 from collections.abc import Iterable, Iterator
 
-OWN_PACKAGES = ("relay_lightning", "relay_kernels")
+SPEAKERS = ("relay_lightning", "relay_kernels", "lightning.pytorch.trainer.connectors.accelerator_connector")
+"""Whose errors are sentences for the user: own packages, and Lightning's module that checks the trainer's flags."""
 ADDRESSED = (ValueError, RuntimeError, OSError, ModuleNotFoundError)
-"""Types that the packages raise with a sentence for the user; any other type is a bug."""
+"""Types that they raise with a sentence for the user; any other type is a bug."""
 NOISE = re.compile(
     "Does not validate against any|Subtypes:|Errors:|Given value"
     "|Expected a <class 'NoneType'>|Expected a path|Expected a dot import path"
@@ -32,12 +33,12 @@ EXPECTED = (
 def user_sentence(error: BaseException) -> str | None:
     """The sentence of an error that is addressed to the user; None for one that is a bug and needs its traceback.
 
-    Addressed is what this project's own code raises, and a full disk.
+    Addressed is what this project's own code raises, what Lightning says of the trainer's flags, and a full disk.
     """
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno == errno.ENOSPC:
             return f"The disk is full: {link}."
-        if isinstance(link, ADDRESSED) and _is_own_sentence(link):
+        if isinstance(link, ADDRESSED) and _is_sentence(link):
             return str(link)
         if type(link).__name__ == "MisconfigurationException":  # Lightning's own word to the user
             return str(link)
@@ -85,14 +86,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _is_own_sentence(error: BaseException) -> bool:
-    """Whether a `raise` statement of this project's code raised the error, not something that the code called."""
+def _is_sentence(error: BaseException) -> bool:
+    """Whether a `raise` statement of a speaker raised the error, not something that it called."""
     traceback = error.__traceback__
     if traceback is None:
         return False
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     frame = traceback.tb_frame
-    is_own = str(frame.f_globals.get("__name__", "")).startswith(OWN_PACKAGES)
+    is_spoken = str(frame.f_globals.get("__name__", "")).startswith(SPEAKERS)
     line = linecache.getline(frame.f_code.co_filename, traceback.tb_lineno)
-    return is_own and line.lstrip().startswith("raise")
+    return is_spoken and line.lstrip().startswith("raise")

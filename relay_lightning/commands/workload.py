@@ -17,6 +17,7 @@ from relay_lightning.models.published import published_config_folder
 from relay_lightning.models.skeleton import ModelPlan, check_precision
 from relay_lightning.modules.base import AUTO_SLOTS, RelayModule
 from relay_lightning.modules.grpo import GRPOModule
+from relay_lightning.modules.sharded_strategy import is_sharded
 
 GB = 1e9
 MOST_SELF_SAMPLES = 1024
@@ -57,6 +58,7 @@ def read_workload(
         has_bridge=teacher is not None and has_bridge(student, teacher),
         device_type=device_type,
         has_reference=isinstance(module, GRPOModule) and module.loss_options["beta"] != 0 and module.lora is None,
+        num_shards=num_processes(trainer) if is_sharded(trainer["strategy"]) else 1,
         draws_self_samples=isinstance(data, WarmupDataModule),
     )
     return with_most_slots(workload, memory_bytes) if module.num_slots == AUTO_SLOTS else workload
@@ -64,12 +66,10 @@ def read_workload(
 
 def batch_sizes(module: RelayModule, data: Any, trainer: Mapping[str, Any]) -> tuple[int, int]:
     """Rows of a micro-batch, and completions there are to decode at a time, of one process."""
-    num_processes = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
-    num_processes *= trainer["num_nodes"]
-    num_micro_batches = trainer["accumulate_grad_batches"] * num_processes
+    num_micro_batches = trainer["accumulate_grad_batches"] * num_processes(trainer)
     if isinstance(data, PromptDataModule) and isinstance(module, GRPOModule):
         num_completions = data.prompts_per_rollout * module.decoding.group_size
-        num_requests = max(num_completions // num_processes, data.eval_batch_size)
+        num_requests = max(num_completions // num_processes(trainer), data.eval_batch_size)
         return max(1, num_completions // (data.steps_per_rollout * num_micro_batches)), num_requests
     if isinstance(data, WarmupDataModule):
         return max(1, data.batch_size // num_micro_batches), max(data.eval_batch_size, MOST_SELF_SAMPLES)
@@ -77,6 +77,12 @@ def batch_sizes(module: RelayModule, data: Any, trainer: Mapping[str, Any]) -> t
         f"{type(module).__name__} with {type(data).__name__} cannot be planned for; `plan` knows GRPOModule with "
         "PromptDataModule and WarmupModule with WarmupDataModule."
     )
+
+
+def num_processes(trainer: Mapping[str, Any]) -> int:
+    """That the run has; one where the configuration leaves it to the machine."""
+    devices = str(trainer["devices"])  # a number on the command line is read as text
+    return (int(devices) if devices.isdecimal() else 1) * int(trainer["num_nodes"])
 
 
 def has_bridge(student: ModelPlan, teacher: ModelPlan) -> bool:

@@ -33,6 +33,8 @@ class Workload:
     device_type: str = "cuda"
     has_reference: bool = False
     """Whether a second copy of the student is kept for the KL term."""
+    num_shards: int = 1
+    """Processes that the student is spread over; each gathers it whole to decode."""
     draws_self_samples: bool = False
     """Whether a second copy of the student decodes alone before training."""
 
@@ -42,6 +44,7 @@ class MemoryPlan:
     """Bytes by part. What passes need is held only while they run; keys and values stay allocated."""
 
     student_weights: int
+    """Of a sharded student this process's share and all of them, which decoding gathers; training gathers fewer."""
     teacher_weights: int
     reference_weights: int
     optimizer_state: int
@@ -108,19 +111,23 @@ def plan_memory(workload: Workload) -> MemoryPlan:
     self_samples = 0
     if workload.draws_self_samples:
         self_samples = 2 * weights.num_bytes + teacher_weights + student_cache.cache + student_cache.workspace
+
+    def share(num_bytes: int) -> int:
+        return -(-num_bytes // workload.num_shards)
+
     return MemoryPlan(
-        student_weights=weights.num_bytes,
+        student_weights=weights.num_bytes + (share(weights.num_bytes) if workload.num_shards > 1 else 0),
         teacher_weights=teacher_weights,
         reference_weights=weights.num_bytes if workload.has_reference else 0,
-        optimizer_state=optimizer_bytes(workload.make_optimizer, weights),
-        gradients=weights.trained_bytes,
+        optimizer_state=share(optimizer_bytes(workload.make_optimizer, weights)),
+        gradients=share(weights.trained_bytes),
         student_cache=student_cache.cache,
         teacher_cache=teacher_cache.cache,
         decode_workspace=max(student_cache.workspace, teacher_cache.workspace),
         activations=training.peak,
         head_workspace=head,
         training_workspace=max(training.peak, training.saved + head) + weights.largest_dequantized_bytes,
-        optimizer_workspace=optimizer_workspace_bytes(workload.make_optimizer, weights, workload.device_type),
+        optimizer_workspace=share(optimizer_workspace_bytes(workload.make_optimizer, weights, workload.device_type)),
         self_samples=self_samples,
     )
 

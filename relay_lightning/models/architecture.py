@@ -1,4 +1,4 @@
-"""What a Hugging Face model is: whether the relay can run it, where it ends, how long it reads."""
+"""What a Hugging Face model is: whether the relay can run it, where it ends, how long it reads, what it keeps."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def check_supported(model: PreTrainedModel) -> None:
     if layer_types - {"full_attention"} or (window is not None and not layer_types):
         kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"a sliding window of {window} tokens"
         raise ValueError(f"{name} has {kinds}; relay decoding needs full attention in every layer")
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Has `model` compute its activations anew in the backward pass, block by block, in place of keeping them."""
+    # Transformers 5.17 knows the older name alone; the newest warns about it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def describe(model: PreTrainedModel) -> str:

@@ -18,7 +18,7 @@ from transformers import (
 
 from relay_lightning.models.architecture import check_supported
 from relay_lightning.models.published import published_config_folder
-from relay_lightning.models.quantization import keep_trainable, nf4_arguments
+from relay_lightning.models.quantization import keep_trainable, nf4_arguments, require_bitsandbytes
 from relay_lightning.models.settings import DEFAULT, FLASH_ATTENTION, LoadSettings
 
 TINY_PREFIX = "tiny:"
@@ -30,7 +30,7 @@ def resolve_checkpoint(name: str) -> str:
     """What Transformers is to open for `name`: the path of a folder, or a hub id as it is.
 
     "tiny:student", "tiny:warm-student" and "tiny:teacher" are the embedded pair. Raises ValueError for another tiny
-    name and FileNotFoundError for a folder that is missing or holds no model.
+    name and for a folder of adapters alone, and FileNotFoundError for a folder that is missing or holds no model.
     """
     if name.startswith(TINY_PREFIX):
         tiny = name.removeprefix(TINY_PREFIX)
@@ -100,6 +100,13 @@ def load_config(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedConfig
     return _open(AutoConfig.from_pretrained, "model", name, str(path), settings)
 
 
+def require_loadable(name: str, settings: LoadSettings) -> None:
+    """Raises RuntimeError where `settings` ask for what this machine lacks; nothing is read."""
+    attention_backend(name, settings)
+    if settings.quantization == "nf4":
+        require_bitsandbytes(name)
+
+
 def attention_backend(name: str, settings: LoadSettings) -> str:
     """The attention that `settings` come to. Raises RuntimeError if flash-attn is asked for and absent."""
     if settings.attention == FLASH_ATTENTION and find_spec("flash_attn") is None:
@@ -137,6 +144,8 @@ def _existing_folder(name: str, folder: Path) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"The model folder {name!r} does not exist.")
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(f"The folder {name!r} holds adapters without their model; export them with --merge true.")
         raise FileNotFoundError(f"The model folder {name!r} holds no config.json.")
     return str(folder)
 

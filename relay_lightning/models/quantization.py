@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+# On AVX512-BF16 processors it misses, at its import, a kernel for inference that `keep_trainable` rules out.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 INSTALL = "pip install 'relay-lightning[quantization]'"
 
 

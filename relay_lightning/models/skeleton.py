@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, masking_utils
 
+from relay_lightning.models.architecture import recompute_activations
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import FLASH_ATTENTION, LoadSettings
 
@@ -88,7 +89,7 @@ def build_skeleton(plan: ModelPlan, num_layers: int | None = None) -> PreTrained
         if plan.precision in CONVERTED:
             model.to(CONVERTED[plan.precision])
     if plan.gradient_checkpointing and plan.is_trained:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     return model.train(plan.is_trained)
 
 

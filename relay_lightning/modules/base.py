@@ -18,8 +18,8 @@ from relay_lightning.data.loader import read_position
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.models.architecture import describe
-from relay_lightning.models.loading import load_model, load_tokenizer, load_untrained
+from relay_lightning.models.architecture import describe, recompute_activations
+from relay_lightning.models.loading import load_model, load_tokenizer, load_untrained, require_loadable
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.sharding import shard
@@ -35,7 +35,7 @@ from relay_lightning.modules.update_meter import UpdateMeter
 from relay_lightning.pair import build_decoder
 from relay_lightning.processes import gather_tensors
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
-from relay_lightning.rewards.answers import AnswerStatus, judge_answer
+from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.types import Completion, Prompt
 
 PROGRESS_BAR = {"accuracy", "call_ratio"}
@@ -99,6 +99,7 @@ class RelayModule(LightningModule):
         """The student: a Transformers causal language model, from `configure_model` on."""
         self.tokenizer: Any = None
         """The student's tokenizer, from `setup` on."""
+        self._teacher_tokenizer: Any = None
         self._decoder: RelayDecoder | None = None
         self._evaluated: dict[str, tuple[float, float]] = {}
         self._step_metrics = StepMetrics()
@@ -112,10 +113,18 @@ class RelayModule(LightningModule):
         return self.lora is None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Loads the student's tokenizer. Raises ValueError for a strategy that no student can be trained under."""
+        """Loads the tokenizers, and so finds out early whether both models are within reach.
+
+        Raises ValueError for a strategy that no student can be trained under, and as `load_model` does.
+        """
         require_supported(self.trainer.strategy)
-        if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self.student_name, self.student_loading)
+        if self.tokenizer is not None:
+            return
+        require_loadable(self.student_name, self.student_loading)
+        self.tokenizer = load_tokenizer(self.student_name, self.student_loading)
+        if self.teacher_name is not None:
+            require_loadable(self.teacher_name, self.teacher_loading)
+            self._teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
 
     def configure_model(self) -> None:
         """Loads the student, with fresh adapters if there are to be any, sharded if asked."""
@@ -126,7 +135,7 @@ class RelayModule(LightningModule):
             with seeded(student.device, "lora", self.seed):  # the same adapters on every process
                 add_lora(student, self.lora)
         if self.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(student)
         if self.device_mesh is not None:
             shard(student, self.device_mesh["data_parallel"])
         self.student = student.train()
@@ -290,16 +299,15 @@ class RelayModule(LightningModule):
     def _build_decoder(self) -> RelayDecoder:
         if isinstance(self.num_slots, str):
             raise ValueError(f"num_slots is {self.num_slots!r}, for which the command line plans; set a number.")
-        teacher = teacher_tokenizer = None
+        teacher = None
         if self.teacher_name is not None:
             teacher = load_model(self.teacher_name, None, self.teacher_loading, self.device).requires_grad_(False)
-            teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
             rank_zero_info(f"teacher {self.teacher_name}: {describe(teacher)}")
         return build_decoder(
             self.student,
             self.tokenizer,
             teacher,
-            teacher_tokenizer,
+            self._teacher_tokenizer,
             num_slots=self.num_slots,
             cuda_graphs=self.cuda_graphs,
         )
@@ -310,8 +318,8 @@ class RelayModule(LightningModule):
 
     def judge(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, tuple[float, float]]:
         """Accuracy, answers that are missing or not understood, lengths and calls of a completion per prompt."""
-        pairs = zip(completions, prompts, strict=True)
-        statuses = [judge_answer(completion.text, prompt.answer or "") for completion, prompt in pairs]
+        texts, answers = [completion.text for completion in completions], [prompt.answer or "" for prompt in prompts]
+        statuses = judge_answers(texts, answers)
         ratios = answer_ratios(statuses) | completion_ratios(completions)
         named = {name.rsplit("/")[-1]: ratio for name, ratio in ratios.items()}
         return {"accuracy": (float(statuses.count(AnswerStatus.CORRECT)), float(len(statuses))), **named}

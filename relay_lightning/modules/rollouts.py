@@ -20,7 +20,7 @@ from relay_lightning.modules.randomness import derive_seed
 from relay_lightning.objectives.advantages import group_advantages
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
-from relay_lightning.rewards.answers import AnswerStatus, judge_answer
+from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.rewards.relay_rewards import group_cases, overlong_penalty
 from relay_lightning.types import Completion, Prompt, Rollout, RolloutGroup
 
@@ -169,14 +169,16 @@ def judge(prompts: Sequence[Prompt], completions: Sequence[Completion], group_si
 
     Raises ValueError for a prompt without one.
     """
-    samples = []
-    for index, prompt in enumerate(prompts):
+    answers = []
+    for prompt in prompts:
         if prompt.answer is None:
             raise ValueError(f"Prompt {prompt.prompt_id} has no reference answer to be rewarded by.")
-        group = list(completions[index * group_size : (index + 1) * group_size])
-        statuses = [judge_answer(completion.text, prompt.answer) for completion in group]
-        samples.append(Sample(prompt, group, statuses))
-    return samples
+        answers += [prompt.answer] * group_size
+    statuses = judge_answers([completion.text for completion in completions], answers)
+    groups = (slice(index * group_size, (index + 1) * group_size) for index in range(len(prompts)))
+    return [
+        Sample(prompt, list(completions[group]), statuses[group]) for prompt, group in zip(prompts, groups, strict=True)
+    ]
 
 
 def score_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
@@ -32,7 +33,20 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
 
-StrategyRegistry.register("fsdp2", ShardedStrategy, description="Student spread over all processes by fully_shard")
+NAME = "fsdp2"
+LIGHTNINGS_NAME = "fsdp"
+"""Of a strategy that shards with the first generation of FSDP, and cannot decode; a configuration means ours by it."""
+StrategyRegistry.register(NAME, ShardedStrategy, description="Student spread over all processes by fully_shard")
+
+
+def resolve_strategy(strategy: Any) -> Any:
+    """What `trainer.strategy` of a configuration means: `fsdp` is `fsdp2`; all else is left to Lightning."""
+    return NAME if strategy == LIGHTNINGS_NAME else strategy
+
+
+def is_sharded(strategy: Any) -> bool:
+    """Whether a strategy, or what a configuration calls it, spreads the student over processes."""
+    return isinstance(strategy, ShardedStrategy) or resolve_strategy(strategy) == NAME
 
 
 def require_supported(strategy: Strategy) -> None:

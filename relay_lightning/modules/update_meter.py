@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 
 from relay_lightning.modules.flops import PassFlops
+from relay_lightning.modules.peak_flops import peak_flops_per_s
 from relay_lightning.modules.phases import wait_for_device
 
 GB = 1e9
@@ -23,7 +23,7 @@ class UpdateMeter:
         """dtype: of the matrix products; it decides what the device could do at most."""
         self._flops = flops
         self._device = device
-        self._peak_flops_per_s = get_available_flops(device, dtype)
+        self._peak_flops_per_s = peak_flops_per_s(device, dtype)
         self._started_s = 0.0
         self._restart()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
-from relay_lightning.rewards.equivalence import MAX_ANSWER_CHARACTERS, Equivalence, check_equivalence
+from relay_lightning.rewards.equivalence import MAX_ANSWER_CHARACTERS, NUM_WORKERS, Equivalence, check_equivalence
 
 
 class AnswerStatus(StrEnum):
@@ -64,6 +66,15 @@ def judge_answer(text: str, answer: str) -> AnswerStatus:
     if (_INTEGER.fullmatch(given) and _INTEGER.fullmatch(reference)) or _WORDS.fullmatch(reference):
         return AnswerStatus.WRONG
     return _STATUS_OF[check_equivalence(bare.strip().strip("$"), boxed)]
+
+
+def judge_answers(texts: Sequence[str], answers: Sequence[str]) -> list[AnswerStatus]:
+    """`judge_answer` of every pair, in worker threads: a comparison that takes long holds up no other.
+
+    Raises ValueError as `judge_answer` does, and for sequences of different length.
+    """
+    with ThreadPoolExecutor(NUM_WORKERS) as threads:
+        return list(threads.map(lambda pair: judge_answer(*pair), zip(texts, answers, strict=True)))
 
 
 def is_reference(answer: str) -> bool:

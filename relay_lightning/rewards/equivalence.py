@@ -1,8 +1,9 @@
-"""Mathematical equality of two answers, decided by math-verify in a process of its own.
+"""Mathematical equality of two answers, decided by math-verify in processes of its own.
 
 A student can write an answer that keeps a computer algebra system busy for ever (a tower of powers, the factorial of a
-billion), and math-verify's own timeouts work only in a main thread and not inside arithmetic of large integers. So a
-worker process compares, and the operating system ends it when one comparison has used up its processor time.
+billion), and math-verify's own timeouts work only in a main thread and not inside arithmetic of large integers. So
+worker processes compare, one for each thread that asks, and the operating system ends one whose comparison has used up
+its processor time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import atexit
 import functools
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -21,6 +23,9 @@ WORKER_SCRIPT = Path(__file__).with_name("equivalence_worker.py")
 
 MAX_PROCESSOR_S = 3.0
 """Processor time of one comparison; usual ones take a millisecond."""
+
+NUM_WORKERS = min(4, os.cpu_count() or 1)
+"""Comparisons at the same time, at most."""
 
 MAX_ANSWER_CHARACTERS = 1000
 """Longer answers are no answers: what reads them takes more time than their length."""
@@ -41,7 +46,7 @@ def check_equivalence(reference: str, given: str) -> Equivalence:
 
     Raises RuntimeError when math-verify cannot be started.
     """
-    return _worker.compare(reference, given)
+    return _workers.compare(reference, given)
 
 
 class _Worker:
@@ -98,5 +103,26 @@ def _ask(process: subprocess.Popen[str], line: str) -> str:
     return process.stdout.readline().strip()
 
 
-_worker = _Worker()
-atexit.register(_worker.close)
+class _Workers:
+    """Several of them; threads that find all busy wait for one. The last one used is the first to be used again."""
+
+    def __init__(self, num_workers: int = NUM_WORKERS) -> None:
+        self._all = [_Worker() for _ in range(num_workers)]
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in self._all:
+            self._idle.put(worker)
+
+    def compare(self, reference: str, given: str) -> Equivalence:
+        worker = self._idle.get()
+        try:
+            return worker.compare(reference, given)
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        for worker in self._all:
+            worker.close()
+
+
+_workers = _Workers()
+atexit.register(_workers.close)

@@ -25,6 +25,8 @@ def write(path: Path, text: str) -> Path:
         (["--model.group_size", "1"], r"group_size must be at least 2"),
         (["--model.student", "/no/where"], r"folder '/no/where' does not exist"),
         (["--model.teacher", "tiny:professor"], r"'tiny:professor' is unknown"),
+        (["--model.teacher", "Qwen/None-of-these"], r"'Qwen/None-of-these' is not a local folder.*such as ./None-of-"),
+        (["--model.student", "adapters"], r"'adapters' holds adapters without their model; export .* --merge true"),
         (["--data.train", "nope.jsonl"], r"file nope.jsonl does not exist"),
         (["--data.train", "gsm8k"], r"file gsm8k does not exist. Data sets with a name are .*gsm8k:train, gsm8k:test"),
         (["--data.train", "{question: q}"], r"needs the key 'path', but has only 'question'"),
@@ -34,10 +36,15 @@ def write(path: Path, text: str) -> Path:
         (["--data.max_prompt_tokens", "5"], r"All 8 prompts of .* exceed max_prompt_tokens=5"),
         (["--data.prompts_per_rollout", "100"], r"prompts_per_rollout is 100, but there are 8 prompts"),
         (["--checkpoint.every_n_train_steps", "0"], r"checkpoint.every_n_train_steps must be at least 1"),
+        (["--trainer.strategy", "fdsp"], r"invalid strategy name: `strategy='fdsp'`"),
+        (["--trainer.strategy", "fsdp_cpu_offload"], r"strategy `fsdp` requires a GPU"),
         (["--ckpt_path", "nope.ckpt"], r"checkpoint nope.ckpt does not exist"),
     ],
 )
-def test_fit_refuses_bad_values(in_process, config, tmp_path, arguments, sentence):
+def test_fit_refuses_bad_values(in_process, config, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "adapters").mkdir()
+    write(tmp_path / "adapters" / "adapter_config.json", "{}")
     result = in_process("fit", "--config", config, *arguments)
     assert result.exit_code == 2
     assert re.search(sentence, result.sentence)

@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from relay_lightning.callbacks.rollout_writer import decode_runs
+from relay_lightning.cli import RelayCLI
+from relay_lightning.modules.sharded_strategy import ShardedStrategy
 
 STEPS, ROLLOUT_SIZE = 6, 16
 
@@ -104,3 +106,12 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
     assert "training stops before it reaches the weights" in result.sentence
     kept = weights(tmp_path / "runs" / "grpo" / "checkpoints" / "last.ckpt")
     assert all(torch.isfinite(weight).all() for weight in kept.values())
+
+
+@pytest.mark.parametrize("name", ["fsdp", "fsdp2"])
+def test_sharding_is_the_one_that_decodes_by_either_name(in_process, config, monkeypatch, name):
+    strategies = []
+    monkeypatch.setattr(RelayCLI, "_run_subcommand", lambda cli, _: strategies.append(cli.trainer.strategy))
+    result = in_process("fit", "--config", config, "--trainer.strategy", name)
+    assert result.exit_code == 0, result.errors
+    assert [type(strategy) for strategy in strategies] == [ShardedStrategy]

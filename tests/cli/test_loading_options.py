@@ -80,3 +80,18 @@ def test_a_bad_loading_option_gets_one_sentence(in_process, monkeypatch, argumen
     result = in_process(*arguments)
     assert result.exit_code == 2
     assert re.search(sentence, result.sentence)
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [("attention=flash_attention_2", "flash-attn is not installed"), ("quantization=nf4", "is to be quantised to nf4")],
+)
+def test_a_teacher_that_cannot_be_loaded_is_refused_before_the_run_begins(
+    in_process, config, monkeypatch, tmp_path, option, sentence
+):
+    for module in ("loading", "quantization"):
+        monkeypatch.setattr(f"relay_lightning.models.{module}.find_spec", lambda _: None)
+    result = in_process("fit", "--config", config, f"--model.teacher_loading.{option}")
+    assert result.exit_code == 2
+    assert re.search(sentence, result.sentence)
+    assert not (tmp_path / "runs" / "grpo" / "config.yaml").exists(), "the folder is still free"

@@ -56,6 +56,24 @@ def test_every_stage_fits_the_device_of_every_overlay(in_process, stage, overlay
     assert result.exit_code == 0, result.errors
 
 
+def part(output: str, label: str) -> float:
+    """The GB of one line of the table."""
+    return float(re.search(rf"{label}\S* *│ +([\d.]+)", output)[1])
+
+
+def test_a_sharded_run_keeps_a_share_of_what_is_trained_and_decodes_with_the_whole(in_process):
+    def planned_with(strategy):
+        arguments = ("--trainer.devices", 4, "--trainer.strategy", strategy)
+        result = planned(in_process, CONFIGS / "qwen3" / "0.6b_warmup.yaml", 80, *arguments)
+        assert result.exit_code == 0, result.errors
+        return result.output
+
+    whole, sharded = planned_with("ddp"), planned_with("fsdp")
+    for label, factor in (("student, with its adapters", 1.25), ("gradients", 0.25), ("optimiser state", 0.25)):
+        assert part(sharded, label) == pytest.approx(factor * part(whole, label), abs=0.02), label
+    assert part(sharded, "teacher") == part(whole, "teacher")
+
+
 def advised_arguments(sentence: str) -> tuple[list[str], str]:
     """The changes that a refusal names, as arguments, and the peak that it promises."""
     advised = re.search(r"With (.*) it would fit: (\d+\.\d+) GB", sentence)
@@ -118,6 +136,15 @@ def test_fit_stops_with_the_sentence_of_the_plan_before_it_loads_weights(in_proc
     assert figure.sub("", refused.sentence).startswith(figure.sub("", planned.sentence).partition(" With ")[0])
     assert refused.sentence.endswith("To try it all the same: --plan warn.")
     assert not (tmp_path / "runs" / "grpo" / "config.yaml").exists()
+
+
+@pytest.mark.usefixtures("_small_device")
+def test_fit_stops_before_anything_is_asked_of_the_hub(in_process, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = ("--config", CONFIGS / "qwen3" / "0.6b_warmup.yaml", "--config", OVERLAYS[0])
+    refused = in_process("fit", *arguments, "--trainer.accelerator", "cpu", "--plan", "stop")
+    assert refused.exit_code == 2
+    assert re.match(r"error: The run does not fit: peak .* With .* even then it would not fit", refused.sentence)
 
 
 @pytest.mark.usefixtures("_small_device")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from allocator import measured_peak
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.memory.passes import decode_pass, head_workspace, training_pass
+from relay_lightning.models.architecture import recompute_activations
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.skeleton import ModelPlan
@@ -34,26 +33,13 @@ CONFIG = Qwen3Config(
 STUDENT = ModelPlan("student", CONFIG, LoadSettings(), is_trained=True)
 
 
-def measured_peak(work, path: Path) -> int:
-    """Bytes that the CPU allocator gave out at most while `work` ran, above what it had given before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    profiler.export_chrome_trace(str(path))
-    current = peak = 0
-    events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    for event in sorted(events, key=lambda event: event["ts"]):
-        current += event["args"]["Bytes"]
-        peak = max(peak, current)
-    return peak
-
-
 def real_student(plan: ModelPlan) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
     model = Qwen3ForCausalLM._from_config(plan.config, dtype=plan.dtype, attn_implementation="sdpa")
     if plan.lora is not None:
         add_lora(model, plan.lora)
     if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

@@ -10,7 +10,7 @@ import torch
 
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.models import loading
-from relay_lightning.models.architecture import describe
+from relay_lightning.models.architecture import describe, recompute_activations
 from relay_lightning.models.loading import load_config, load_model
 from relay_lightning.models.settings import DTYPES, FLASH_ATTENTION, LoadSettings
 
@@ -25,6 +25,13 @@ def test_attention_is_what_was_asked_for(small_pair):
     assert load_model(small_pair.student).config._attn_implementation == "sdpa"
     eager = load_model(small_pair.student, settings=LoadSettings(attention="eager"))
     assert "attention eager" in describe(eager)
+
+
+@pytest.mark.filterwarnings("error")
+def test_activations_are_recomputed_without_a_warning(small_pair):
+    model = load_model(small_pair.student)
+    recompute_activations(model)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def test_decoding_uses_sdpa_when_training_uses_flash_attention(small_pair):

@@ -16,6 +16,7 @@ from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.skeleton import ModelPlan
 from relay_lightning.modules.flops import PassFlops, pass_flops
+from relay_lightning.modules.peak_flops import peak_flops_per_s
 from relay_lightning.modules.update_meter import UpdateMeter
 from relay_lightning.modules.warmup import WarmupModule
 from relay_lightning.types import TokenSource
@@ -116,7 +117,7 @@ def test_counting_flops_neither_needs_weights_nor_draws_random_numbers(small_pai
 
 
 def test_mfu_is_the_share_of_what_the_device_can_do(monkeypatch) -> None:
-    monkeypatch.setattr("relay_lightning.modules.update_meter.get_available_flops", lambda *_: 1e15)
+    monkeypatch.setattr("relay_lightning.modules.update_meter.peak_flops_per_s", lambda *_: 1e15)
     meter = UpdateMeter(PassFlops(10.0, 1.0, 5.0), torch.device("cpu"), torch.bfloat16)
     meter.start(2, 4, 3)
     assert meter.stop(is_step_complete=False) == {}
@@ -124,3 +125,27 @@ def test_mfu_is_the_share_of_what_the_device_can_do(monkeypatch) -> None:
     figures = meter.stop(is_step_complete=True)
     assert figures["throughput/update_flops_per_s"] * figures["time/update_s"] == pytest.approx(3 * (40 + 16) + 4 * 5)
     assert figures["throughput/mfu"] == pytest.approx(figures["throughput/update_flops_per_s"] / 1e15)
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA GH200 480GB", 989.4),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 NVL", 835.5),
+        ("NVIDIA L40S", 362.05),
+        ("NVIDIA L40", 181.05),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A100-SXM4-80GB", 312),
+    ],
+)
+def test_mfu_is_a_share_of_what_dense_products_can_reach(monkeypatch, name, teraflops) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
+    assert peak_flops_per_s(torch.device("cuda"), torch.bfloat16) == pytest.approx(teraflops * 1e12)
+
+
+def test_mfu_is_left_out_with_a_warning_on_a_device_that_is_not_known(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA Newest")
+    with pytest.warns(UserWarning, match="FLOPs not found for 'NVIDIA Newest'"):
+        assert peak_flops_per_s(torch.device("cuda"), torch.bfloat16) is None

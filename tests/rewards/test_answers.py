@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay_lightning.rewards import equivalence
-from relay_lightning.rewards.answers import AnswerStatus, extract_boxed, is_correct, is_reference, judge_answer
+from relay_lightning.rewards.answers import (
+    AnswerStatus,
+    extract_boxed,
+    is_correct,
+    is_reference,
+    judge_answer,
+    judge_answers,
+)
 
 
 @pytest.mark.parametrize(
@@ -189,3 +196,14 @@ def test_a_worker_that_cannot_start_says_so(tmp_path):
     broken.write_text("raise SystemExit(1)")
     with pytest.raises(RuntimeError, match="math-verify could not be started"):
         equivalence._Worker(broken).compare("1", "2")
+
+
+def test_answers_are_judged_in_their_order_beside_one_that_takes_too_long(monkeypatch):
+    workers = equivalence._Workers(2)
+    for worker in workers._all:
+        worker._command[-1] = "0.5"
+    monkeypatch.setattr(equivalence, "_workers", workers)
+    texts = [r"\boxed{9^{9^{9^{9^9}}}}", r"\boxed{10/14}", r"no box", r"\boxed{9/14}"]
+    statuses = judge_answers(texts, ["2/7", "5/7", "1", "5/7"])
+    workers.close()
+    assert statuses == [AnswerStatus.UNPARSABLE, AnswerStatus.CORRECT, AnswerStatus.MISSING, AnswerStatus.WRONG]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from relay_lightning.relay.decoder import RelayRequest
-from relay_lightning.rewards.answers import AnswerStatus, judge_answer
+from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from relay_lightning.engine.sampling import SamplingParams
     from relay_lightning.relay.decoder import RelayDecoder
     from relay_lightning.relay.policies import Policy
-
-Judge = Callable[[str, str], AnswerStatus]
-"""(completion text, reference answer) -> how they compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,6 @@ def evaluate(
     *,
     seed: int = 0,
     num_samples: int = 1,
-    judge: Judge = judge_answer,
     **options: Any,
 ) -> EvalResult:
     """The result of decoding every prompt `num_samples` times and judging each completion by its prompt's answer.
@@ -109,15 +105,13 @@ def evaluate(
         )
     requests = [RelayRequest(prompt, sample_index) for prompt in prompts for sample_index in range(num_samples)]
     completions = decoder.generate(requests, sampling, seed=seed, policy=policy, **options)
-    judged = [
-        judge_completion(done, request.prompt, judge) for done, request in zip(completions, requests, strict=True)
-    ]
-    return EvalResult(tuple(judged))
+    answers = [request.prompt.answer or "" for request in requests]
+    statuses = judge_answers([completion.text for completion in completions], answers)
+    return EvalResult(tuple(map(_judged, completions, statuses)))
 
 
-def judge_completion(completion: Completion, prompt: Prompt, judge: Judge = judge_answer) -> Judged:
-    """What counts of a completion, judged by its prompt's answer."""
-    status = judge(completion.text, prompt.answer or "")
+def _judged(completion: Completion, status: AnswerStatus) -> Judged:
+    """What counts of a completion."""
     return Judged(
         prompt_id=completion.prompt_id,
         is_correct=status is AnswerStatus.CORRECT,

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("triton")
 FOLDER = Path(__file__).parent
+SLOW = {"test_decoder_triton"}
 PATHS = [
     *sorted(FOLDER.glob("test_*_triton.py")),
     FOLDER / "test_norm_linear.py",
@@ -21,7 +22,9 @@ PATHS = [
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the Triton tests run on the device itself")
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in PATHS]
+)
 def test_kernels_pass_their_tests_in_the_interpreter(path: Path):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

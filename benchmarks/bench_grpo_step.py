@@ -31,6 +31,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 
 from benchmarks.gpu.scale import Scale, text_tokenizer
 from benchmarks.harness import print_table, write_result
+from benchmarks.kernels.case import is_importable
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.records import load_problems
@@ -199,7 +200,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rivals = {"relay_lightning": (run_relay, Turns()), "trl": (run_trl, Turns())}
+    rivals = {"relay_lightning": (run_relay, Turns())}
+    if is_importable("trl") and is_importable("datasets"):
+        rivals["trl"] = (run_trl, Turns())
     with tempfile.TemporaryDirectory() as folder:
         is_random = arguments.random or device.type == "cuda"
         setting = random_setting(Scale.of(device), folder) if is_random else Setting()
@@ -215,8 +218,12 @@ def main() -> None:
         header,
         [(name, *list(found.values())[:4]) for name, found in figures.items()],
     )
-    ratio = figures["relay_lightning"]["samples_per_s"] / figures["trl"]["samples_per_s"]
-    print(f"  relay-lightning trains on {ratio:.2f} times the samples per second of TRL")
+    ratio = None
+    if "trl" in figures:
+        ratio = figures["relay_lightning"]["samples_per_s"] / figures["trl"]["samples_per_s"]
+        print(f"  relay-lightning trains on {ratio:.2f} times the samples per second of TRL")
+    else:
+        print("  no rival: TRL is not installed (pip install -e '.[bench]')")
     named = asdict(setting) | ({"student": f"random {RANDOM_STUDENT}"} if is_random else {})
     write_result("grpo_step", device, {"setting": named, "times_trl": ratio, "contestants": figures})
 

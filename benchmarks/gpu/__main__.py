@@ -122,7 +122,8 @@ def main() -> int:
     small = "" if device.type == "cuda" else ", a CPU: minute shapes. No figure here says anything about a GPU."
     print(f"{device_name(device)}{small}")
     outcomes = run_all(parts(device), arguments.budget_s)
-    print("\n" + "\n".join(f"{name:<14}{outcome}" for name, outcome in outcomes.items()))
+    width = max(map(len, outcomes))
+    print("\n" + "\n".join(f"{name:<{width}}  {outcome}" for name, outcome in outcomes.items()))
     return int(any(outcome.startswith("failed") for outcome in outcomes.values()))
 
 

@@ -23,6 +23,7 @@ from relay_lightning.engine.local import LocalEngine
 from relay_lightning.models.architecture import recompute_activations
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import LoRASettings, add_lora
+from relay_lightning.models.quantization import require_bitsandbytes
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.objectives.grpo import grpo_loss
@@ -43,16 +44,24 @@ NF4 = LoadSettings(dtype="bf16", quantization="nf4")
 
 def measure(scale: Scale) -> Iterator[dict[str, Any]]:
     """Peak bytes of both phases, None on a CPU; at one length, and of the larger student at all of them."""
+    try:
+        require_bitsandbytes("8B")
+    except RuntimeError as error:
+        yield {"weights": "nf4", "failed": str(error)}
+    else:
+        yield from _in_four_bits(scale)
+    _limit(None, scale.device)
+    bf16 = _student(scale, "0.6B", BF16), _load(scale, "8B", BF16)
+    for figures in _at_lengths(*bf16, scale.bar_lengths, scale, {"student": "0.6B", "weights": "bf16"}):
+        yield {**figures, "word": "open"}  # What 4 bits save; the bar is not for it.
+
+
+def _in_four_bits(scale: Scale) -> Iterator[dict[str, Any]]:
     teacher = _load(scale, "8B", NF4)
     _limit(LIMIT_BYTES, scale.device)
     for student, lengths in (("0.6B", scale.bar_lengths), ("1.7B", scale.train_tokens)):
         names = {"student": student, "weights": "nf4"}
         yield from _at_lengths(_student(scale, student, NF4), teacher, lengths, scale, names)
-    del teacher
-    _limit(None, scale.device)
-    bf16 = _student(scale, "0.6B", BF16), _load(scale, "8B", BF16)
-    for figures in _at_lengths(*bf16, scale.bar_lengths, scale, {"student": "0.6B", "weights": "bf16"}):
-        yield {**figures, "word": "open"}  # What 4 bits save; the bar is not for it.
 
 
 def _at_lengths(

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("triton")
 FOLDER = Path(__file__).parent
-SLOW = {"test_decoder_triton"}
+SLOW = {"test_blocks_triton", "test_decoder_triton"}
 LONG = {"test_relay_step_fast"}
 NUM_PROCESSES = 2
 PATHS = [

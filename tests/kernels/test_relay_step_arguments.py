@@ -91,7 +91,6 @@ def test_a_tensor_of_the_table_is_refused_by_name(backend, device, name, by):
         ("writer", lambda _: "nobody"),
         ("state.tokens", Tensor.double),
         ("logits", lambda x: x[0]),
-        ("logits", lambda x: x[:, :0]),
         ("logits", lambda x: x[:1]),
         ("logits", Tensor.long),
         ("logits", lambda x: x.to("meta")),
@@ -143,6 +142,12 @@ def test_a_value_out_of_range_is_refused_by_name_where_it_can_be_seen(backend, d
     call = make(device)
     change(call, name, by)
     refuses(call, backend, name)
+
+
+def test_logits_without_a_vocabulary_are_refused_by_name(backend, device):
+    call = make(device)
+    call["logits"], call["table"] = call["logits"][:, :0], None
+    refuses(call, backend, "logits")
 
 
 def test_a_row_of_somebody_else_may_be_full(backend, device):

@@ -60,21 +60,21 @@ def relay_step(
     end-of-sequence token TEACHER_STOP or, where `ends_on_teacher_eos` is False, TEACHER_ENDED without being written.
     Raises ValueError that names the argument. Values on a CUDA device are not read back.
     """
-    num_rows = state.num_slots if slots is None else slots.numel()
-    check_logits(logits, state, writer, num_rows, table)
-    used_table = table if writer == "student" else None
-    call = (logits, state, slots, Writer[writer.upper()], used_table, eos_token_ids, temperature, top_k, top_p, min_p)
-    rest = (mask_commands, seed, uniforms)
+    check_logits(logits, state, writer, slots, table)
+    call = (
+        logits, state, slots, Writer[writer.upper()], table if writer == "student" else None, eos_token_ids,
+        temperature, top_k, top_p, min_p, mask_commands, seed, uniforms,
+    )  # fmt: skip
     chosen = choose_backend("relay_step", backend, logits.device, no_native=None)
-    if chosen == "native" and relay_step_native(*call, *rest):
+    if chosen == "native" and relay_step_native(*call):
         return
     is_strict = chosen == "triton" or backend == "native"
-    check_step(*call, uniforms, contiguous_for=chosen if is_strict else None)
+    check_step(*call[:-3], uniforms, contiguous_for=chosen if is_strict else None)
     if chosen == "triton":
         from relay_kernels.relay_step.triton_impl import relay_step_triton
 
-        relay_step_triton(*call, *rest)
+        relay_step_triton(*call)
     elif backend == "native":
         raise RuntimeError(f"backend='native' of relay_step cannot run: {REFUSED}")
     else:
-        relay_step_reference(*call, *rest)
+        relay_step_reference(*call)

@@ -24,14 +24,17 @@ Argument = tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]
 """Name, tensor, and the shape and the dtypes that it may have."""
 
 
-def check_logits(logits: Tensor, state: RelayStepState, writer: str, num_rows: int, table: CommandTable | None) -> None:
+def check_logits(
+    logits: Tensor, state: RelayStepState, writer: str, slots: Tensor | None, table: CommandTable | None
+) -> None:
     """Raises ValueError for what the native library does not see; cheap, for it precedes every step."""
     if writer not in ("student", "teacher"):
         raise ValueError(f"writer={writer!r} of relay_step is unknown; it is 'student' or 'teacher'")
-    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16, torch.float16) or logits.shape[1] == 0:
-        raise ValueError(f"logits must be [N, V >= 1] fp32, bf16 or fp16, not {logits.dtype} {tuple(logits.shape)}")
+    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"logits must be [N, V] fp32, bf16 or fp16, not {logits.dtype} {tuple(logits.shape)}")
     if logits.device != state.tokens.device:
         raise ValueError(f"logits are on {logits.device}, state is on {state.tokens.device}")
+    num_rows = state.num_slots if slots is None else slots.numel()
     if logits.shape[0] != num_rows:
         raise ValueError(f"logits have {logits.shape[0]} rows for {num_rows} slots")
     if table is not None and table.vocab_size != logits.shape[1]:
@@ -55,6 +58,8 @@ def check_step(
 ) -> None:
     """Raises ValueError unless the arguments are those of `relay_step`: shapes, dtypes, devices and numbers always,
     strides for the backend that is named, values in tensors where no device has to be waited for."""
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits must have a vocabulary, they are {tuple(logits.shape)}")
     parameters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     for name, value in parameters.items():
         most = 1.0 if name in ("top_p", "min_p") else math.inf

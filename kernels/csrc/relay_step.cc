@@ -3,6 +3,7 @@
 #include <tvm/ffi/function.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "arguments.h"
@@ -47,9 +48,10 @@ bool take_table(const TensorView& tensor, DLDevice device, int64_t num_rows, int
   return true;
 }
 
-bool take_parameter(const AnyView& value, DLDevice device, int64_t num_rows, double off, Parameter* parameter,
-                    bool* is_used) {
+bool take_parameter(const AnyView& value, DLDevice device, int64_t num_rows, double off, double most,
+                    Parameter* parameter, bool* is_used) {
   if (const auto number = value.try_cast<double>()) {
+    if (!(*number >= 0.0 && *number <= most)) return false;
     parameter->number = *number;
     *is_used = *number != off;
     return true;
@@ -110,8 +112,12 @@ bool take_commands(const TensorView& next_state, const TensorView& is_complete, 
          take_table(digit_action, device, num_states, vocab_size, &commands->wide_action);
 }
 
-// Whether every row that is this writer's can be stepped without leaving the state's tensors.
+// Whether the end-of-sequence tokens are tokens, and every row that is this writer's can be stepped without leaving the
+// state's tensors.
 bool are_in_range(const RelayStep& step) {
+  for (int64_t i = 0; i < step.num_eos; ++i) {
+    if (step.eos_token_ids[i] < 0 || step.eos_token_ids[i] >= step.logits.vocab_size) return false;
+  }
   for (int64_t row = 0; row < step.logits.num_rows; ++row) {
     const int64_t slot = step.slots[row];
     if (slot < 0 || slot >= step.num_slots) return false;
@@ -200,16 +206,16 @@ bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, T
     return false;
   }
   bool is_hot = false, is_top_k = false, is_top_p = false, is_min_p = false;
-  if (!take_parameter(temperature, device, num_rows, 0.0, &step.temperature, &is_hot) ||
-      !take_parameter(top_k, device, num_rows, 0.0, &step.top_k, &is_top_k) ||
-      !take_parameter(top_p, device, num_rows, 1.0, &step.top_p, &is_top_p) ||
-      !take_parameter(min_p, device, num_rows, 0.0, &step.min_p, &is_min_p)) {
+  if (!take_parameter(temperature, device, num_rows, 0.0, INFINITY, &step.temperature, &is_hot) ||
+      !take_parameter(top_k, device, num_rows, 0.0, INFINITY, &step.top_k, &is_top_k) ||
+      !take_parameter(top_p, device, num_rows, 1.0, 1.0, &step.top_p, &is_top_p) ||
+      !take_parameter(min_p, device, num_rows, 0.0, 1.0, &step.min_p, &is_min_p)) {
     return false;
   }
   step.is_cut = is_top_k || is_top_p || is_min_p;
   if (uniforms.has_value()) {
-    step.num_uniforms = uniforms.value().size(1);
-    if (step.num_uniforms == 0 || !take_table(uniforms.value(), device, num_slots, step.num_uniforms, &step.uniforms)) {
+    step.num_uniforms = step.max_tokens;
+    if (!take_table(uniforms.value(), device, num_slots, step.num_uniforms, &step.uniforms)) {
       return false;
     }
   }

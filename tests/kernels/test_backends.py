@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import relay_kernels
 import torch
 from relay_kernels import __main__ as overview
 from relay_kernels import (
@@ -19,6 +20,7 @@ from relay_kernels import (
     silu_mul,
 )
 from relay_kernels.backends import NATIVE_DEVICES, choose_backend, why_not_native
+from relay_kernels.decode_attention import flash_impl
 from relay_kernels.relay_step import RelayStepState
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -94,6 +96,43 @@ def empty(*shape, device="cpu", dtype=torch.float32):
 
 META = {"device": "meta"}
 ROWS = {"dtype": torch.int64}
+CALLS = {
+    "add_rms_norm": lambda **options: add_rms_norm(empty(2, 8), empty(8), 1e-6, **options),
+    "append_kv": lambda **options: append_kv(
+        *[empty(1, 4, 2, 8)] * 2, *[empty(1, 1, 2, 8)] * 2, empty(1, **ROWS), **options
+    ),
+    "decode_attention": lambda **options: decode_attention(
+        empty(1, 1, 2, 8), *[empty(1, 4, 2, 8)] * 2, empty(1, **ROWS) + 1, **options
+    ),
+    "linear_log_probs": lambda **options: linear_log_probs(empty(2, 8), empty(9, 8), empty(2, **ROWS), **options),
+    "norm_linear": lambda **options: norm_linear(empty(2, 16), empty(16), 1e-6, [empty(3, 16)], **options),
+    "relay_advantages": lambda **options: relay_advantages(*[empty(2, **ROWS)] * 4, 2, **options),
+    "relay_step": lambda **options: step(eos_token_ids=empty(1, **ROWS), **options),
+    "rotate_heads": lambda **options: rotate_heads(*[empty(1, 1, 2, 8)] * 2, *[empty(1, 1, 8)] * 2, **options),
+    "silu_mul": lambda **options: silu_mul(empty(2, 8), empty(2, 8), **options),
+}
+"""A small call of each op."""
+
+
+def test_every_op_is_called_here():
+    assert sorted(CALLS) == sorted(relay_kernels.__all__) == sorted(overview.OPS)
+
+
+@pytest.mark.parametrize("backend", ["native", "triton", "flash"])
+@pytest.mark.parametrize("op", CALLS)
+def test_an_op_asked_of_a_backend_that_is_not_built_says_so_and_runs_by_definition_unasked(monkeypatch, op, backend):
+    monkeypatch.setattr(backends, "load_library", lambda: (None, "the library was not built"))
+    monkeypatch.setattr(backends, "has_triton", lambda: False)
+    monkeypatch.setattr(flash_impl, "has_flash_attention", lambda: False)
+    with pytest.raises(RuntimeError, match=rf"^backend='{backend}' of {op} cannot run: .*\b(not|no)\b"):
+        CALLS[op](backend=backend)
+    CALLS[op]()
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_a_backend_that_nobody_knows_is_refused_with_the_ones_there_are(op):
+    with pytest.raises(ValueError, match=f"backend='abacus' of {op} is unknown; it is one of auto, reference, native"):
+        CALLS[op](backend="abacus")
 
 
 def step(**options):

@@ -231,6 +231,32 @@ def test_a_bad_argument_is_named_and_nothing_is_written(backend, name, change):
     assert torch.equal(inputs["key_cache"], before)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("key_cache", lambda x: x["key_cache"][0]),
+        ("value_cache", lambda x: x["value_cache"].bfloat16()),
+        ("value_cache", lambda x: x["value_cache"][..., :4]),
+        ("value_cache", lambda x: x["value_cache"].transpose(2, 3).contiguous().transpose(2, 3)),
+        ("new_value", lambda x: x["new_value"].bfloat16()),
+        ("new_value", lambda x: x["new_value"][:, :1]),
+        ("new_key", lambda x: x["new_key"].transpose(2, 3).contiguous().transpose(2, 3)),
+        ("cache_seqlens", lambda x: x["cache_seqlens"].float()),
+        ("cache_seqlens", lambda x: x["cache_seqlens"] + 1),
+        ("num_new", lambda _: torch.tensor([0, 1, 3])),
+        ("slots", lambda _: torch.tensor([0, 1, 5])),
+    ],
+)
+def test_a_bad_argument_of_the_append_is_named_and_nothing_is_written(backend, name, change):
+    inputs = make()
+    del inputs["query"]
+    inputs[name] = change(inputs)
+    before = inputs["key_cache"].clone()
+    with pytest.raises(ValueError, match=f"^{name} "):
+        append_kv(**inputs, backend=backend)
+    assert torch.equal(inputs["key_cache"], before)
+
+
 def test_more_rows_than_slots_are_refused_without_names_of_slots(backend):
     inputs = make(slots=2)
     with pytest.raises(ValueError, match="query has 3 rows, key_cache 2 slots"):

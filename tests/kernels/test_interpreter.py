@@ -22,6 +22,7 @@ PATHS = [
     *sorted(FOLDER.glob("test_*_triton.py")),
     FOLDER / "test_norm_linear.py",
     FOLDER / "test_pointwise.py",
+    FOLDER / "test_relay_step_arguments.py",
     FOLDER / "test_relay_step_fast.py",
 ]
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from pretend_cuda import pretend_cuda
 from relay_kernels import linear_log_probs
 from relay_kernels.linear_log_probs.reference import linear_log_probs_naive
 
@@ -231,7 +232,9 @@ def test_vocabulary_of_qwen_errs_no_more_than_naive():
         ({"hidden": torch.zeros(4, 3, dtype=torch.int64)}, "hidden"),
         ({"weight": torch.zeros(5, 4)}, "weight"),
         ({"weight": torch.zeros(0, 3)}, "weight"),
+        ({"weight": torch.zeros(5, 3, dtype=torch.int64)}, "weight"),
         ({"bias": torch.zeros(4)}, "bias"),
+        ({"bias": torch.zeros(5, dtype=torch.int64)}, "bias"),
         ({"targets": torch.zeros(3, dtype=torch.int64)}, "targets"),
         ({"targets": torch.zeros(4)}, "targets"),
         ({"targets": torch.tensor([0, 1, 5, 0])}, "targets"),
@@ -244,3 +247,10 @@ def test_error_names_the_argument_when_it_is_wrong(change, name):
     arguments = {"hidden": torch.zeros(4, 3), "weight": torch.zeros(5, 3), "targets": torch.zeros(4, dtype=torch.int64)}
     with pytest.raises(ValueError, match=name):
         linear_log_probs(**(arguments | change))
+
+
+def test_a_target_outside_the_vocabulary_is_named_on_a_gpu_too():
+    with pretend_cuda():
+        hidden, weight = torch.zeros(2, 3, device="cuda"), torch.zeros(5, 3, device="cuda")
+        with pytest.raises(ValueError, match=r"targets must lie in \[0, 5\); got values from -100 to 1"):
+            linear_log_probs(hidden, weight, torch.tensor([1, -100], device="cuda"))

@@ -192,18 +192,6 @@ def test_each_row_has_its_own_parameters_when_they_are_tensors():
             torch.testing.assert_close(batched[row : row + 1], single)
 
 
-def test_bad_arguments_are_named():
-    state = new_state(2)
-    with pytest.raises(ValueError, match="logits have 3 rows for 2 slots"):
-        relay_step(torch.zeros(3, 4), state, writer="student", eos_token_ids=EOS)
-    with pytest.raises(ValueError, match="logits must be"):
-        relay_step(torch.zeros(2, 4, dtype=torch.int64), state, writer="student", eos_token_ids=EOS)
-    with pytest.raises(ValueError, match="writer='nobody'"):
-        relay_step(torch.zeros(2, 4), state, writer="nobody", eos_token_ids=EOS)
-    with pytest.raises(ValueError, match="table is for a vocabulary"):
-        relay_step(torch.zeros(2, 4), state, writer="student", eos_token_ids=EOS, table=TABLE)
-
-
 @pytest.mark.parametrize(("writer", "table"), [(Writer.STUDENT, TABLE), (Writer.TEACHER, None)])
 def test_the_definition_compiles_whole_and_does_the_same(writer: Writer, table: CommandTable | None):
     status = RowStatus.STUDENT if writer == Writer.STUDENT else RowStatus.TEACHER

@@ -11,7 +11,8 @@ from pretend_cuda import pretend_cuda, to_pretended
 from random_models import random_model
 from recorded_graph import RecordedCapture
 from relay_kernels import backends
-from relay_kernels.decode_attention import checks
+from relay_kernels.decode_attention import checks as attention_checks
+from relay_kernels.relay_step import checks as step_checks
 from small_vocabulary import VOCAB_SIZE, small_protocol, spell
 from torch import Tensor, nn
 
@@ -58,7 +59,8 @@ POLICIES: dict[str, str | Policy] = {
 def capture(monkeypatch: pytest.MonkeyPatch) -> RecordedCapture:
     """Operators that the double can record, without the looks at values that only a CPU allows itself."""
     monkeypatch.setattr(backends, "load_library", lambda: (None, "a double records PyTorch's operators alone"))
-    monkeypatch.setattr(checks, "_check_values", lambda *_: None)
+    for checks in (attention_checks, step_checks):
+        monkeypatch.setattr(checks, "_check_values", lambda *_: None)
     return RecordedCapture()
 
 

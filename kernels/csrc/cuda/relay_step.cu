@@ -123,7 +123,8 @@ struct Row {
   // body(first, scaled) for every octet of this thread: a warp takes a piece at a time.
   template <typename Body>
   __device__ void for_each_octet(bool is_masked, const Body& body) const {
-    for (int64_t piece = threadIdx.x / 32; piece < num_pieces(); piece += kWarps) {
+    const int end = static_cast<int>(num_pieces());  // 32 bits, for registers: kMaxCudaVocabulary is no larger
+    for (int piece = threadIdx.x / 32; piece < end; piece += kWarps) {
       const int64_t first = piece * kPiece + threadIdx.x % 32 * kOctet;
       float scaled[kOctet];
       load(first, is_masked, scaled);

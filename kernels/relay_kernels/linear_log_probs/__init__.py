@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from relay_kernels.backends import TRITON_DTYPES, choose_backend
 from relay_kernels.linear_log_probs.reference import linear_log_probs_reference
@@ -23,6 +24,7 @@ def linear_log_probs(
     bias [V]. Differentiable in hidden, weight and bias through both outputs. Never holds [T, V].
     The Triton backend multiplies factors of the dtype of hidden and casts a weight of another one to it.
     Raises ValueError naming the argument for a wrong shape, type or value, RuntimeError for a backend that cannot run.
+    While a CUDA graph is captured no value can be looked at: a target outside the vocabulary then gives NaN in Triton.
     """
     _check(hidden, weight, targets, bias, temperature)
     why_not = None if hidden.dtype in TRITON_DTYPES else f"its dtypes do not include {hidden.dtype}, that of hidden"
@@ -52,8 +54,14 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
         raise ValueError(f"targets must be int64 or int32; got {targets.dtype}.")
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive; got {temperature}.")
-    # On a GPU the look at the values would wait for the device; the gather there asserts by itself.
-    if targets.device.type == "cpu" and targets.numel() > 0:
+    if targets.numel() > 0 and _can_look_at(targets):
         low, high = (int(bound) for bound in torch.aminmax(targets))
         if low < 0 or high >= weight.shape[0]:
             raise ValueError(f"targets must lie in [0, {weight.shape[0]}); got values from {low} to {high}.")
+
+
+def _can_look_at(tensor: Tensor) -> bool:
+    """Whether its values can be read. On a CUDA device the host waits for them, once among milliseconds of work."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())

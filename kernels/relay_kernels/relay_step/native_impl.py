@@ -10,11 +10,8 @@ from relay_kernels.native import run_native
 from relay_kernels.relay_step.commands import CommandTable
 from relay_kernels.relay_step.state import RelayStepState, Writer
 
-REFUSED = (
-    "an argument has a dtype or strides that it does not take, or a slot, a length or an automaton state is out of "
-    "range"
-)
-"""What it means when the library refuses a call; it has then written nothing."""
+REFUSED = "eos_token_ids is not int64, or on a CUDA device the vocabulary has more than 1,048,576 tokens"
+"""What it means when the library refuses a call whose arguments are good; it has then written nothing."""
 
 
 def relay_step_native(

@@ -1,0 +1,135 @@
+"""Argument checks of the relay step: each raises one sentence that names the argument.
+
+Shapes: N rows of logits, S slots, V vocabulary, L longest completion, E end-of-sequence tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from relay_kernels.relay_step.commands import CommandTable
+from relay_kernels.relay_step.state import RelayStepState, Writer
+
+INTEGERS = (torch.int64, torch.int32)
+NUMBERS = (torch.float32, *INTEGERS)
+EMPTY = RelayStepState.empty(0, 0)
+"""Has the dtypes and the numbers of dimensions of every state."""
+
+Argument = tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]
+"""Name, tensor, and the shape and the dtypes that it may have."""
+
+
+def check_logits(
+    logits: Tensor, state: RelayStepState, writer: str, slots: Tensor | None, table: CommandTable | None
+) -> None:
+    """Raises ValueError for what the native library does not see; cheap, for it precedes every step."""
+    if writer not in ("student", "teacher"):
+        raise ValueError(f"writer={writer!r} of relay_step is unknown; it is 'student' or 'teacher'")
+    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"logits must be [N, V] fp32, bf16 or fp16, not {logits.dtype} {tuple(logits.shape)}")
+    if logits.device != state.tokens.device:
+        raise ValueError(f"logits are on {logits.device}, state is on {state.tokens.device}")
+    num_rows = state.num_slots if slots is None else slots.numel()
+    if logits.shape[0] != num_rows:
+        raise ValueError(f"logits have {logits.shape[0]} rows for {num_rows} slots")
+    if table is not None and table.vocab_size != logits.shape[1]:
+        raise ValueError(f"table is for a vocabulary of {table.vocab_size}, logits have {logits.shape[1]}")
+
+
+def check_step(
+    logits: Tensor,
+    state: RelayStepState,
+    slots: Tensor | None,
+    writer: Writer,
+    table: CommandTable | None,
+    eos_token_ids: Tensor,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+    min_p: float | Tensor,
+    uniforms: Tensor | None,
+    *,
+    contiguous_for: str | None = None,
+) -> None:
+    """Raises ValueError unless the arguments are those of `relay_step`: shapes, dtypes, devices and numbers always,
+    strides for the backend that is named, values in tensors where no device has to be waited for."""
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits must have a vocabulary, they are {tuple(logits.shape)}")
+    parameters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    for name, value in parameters.items():
+        most = 1.0 if name in ("top_p", "min_p") else math.inf
+        if not isinstance(value, Tensor) and not 0.0 <= value <= most:
+            raise ValueError(f"{name} must lie in [0, {most}], not {value}")
+    others = parameters | {"slots": slots, "eos_token_ids": eos_token_ids, "uniforms": uniforms}
+    for name, tensor, shape, dtypes in _arguments(logits, state, table, others):
+        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes or tensor.device != logits.device:
+            raise ValueError(
+                f"{name} of relay_step must be {' or '.join(map(str, dtypes))} {shape} on {logits.device}, where the "
+                f"logits are, not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            )
+        if contiguous_for is not None and not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} of relay_step must be contiguous for backend={contiguous_for!r}, its strides are "
+                f"{tensor.stride()}"
+            )
+    if logits.device.type == "cpu":
+        _check_values(state, slots, writer, table, eos_token_ids, logits.shape[1])
+
+
+def _arguments(
+    logits: Tensor, state: RelayStepState, table: CommandTable | None, others: dict[str, float | Tensor | None]
+) -> Iterator[Argument]:
+    """Every tensor of a call but the logits."""
+    num_rows, vocab_size = logits.shape
+    for field in fields(state):
+        example = getattr(EMPTY, field.name)
+        shape = (state.num_slots, state.max_tokens + 1)[: example.dim()]
+        yield f"state.{field.name}", getattr(state, field.name), shape, (example.dtype,)
+    if table is not None:
+        cells, actions = (table.num_states, vocab_size), (table.digit_scale.numel(),)
+        yield "table.next_state", table.next_state, cells, (torch.uint8,)
+        yield "table.is_complete", table.is_complete, cells, (torch.bool,)
+        yield "table.digit_action", table.digit_action, cells, (torch.int16, torch.int32)
+        yield "table.digit_scale", table.digit_scale, actions, (torch.int64,)
+        yield "table.digit_value", table.digit_value, actions, (torch.int64,)
+    for name, value in others.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name == "uniforms":
+            yield name, value, (state.num_slots, state.max_tokens), (torch.float32,)
+        elif name == "eos_token_ids":
+            yield name, value, (value.numel(),), INTEGERS
+        else:
+            yield name, value, (num_rows,), INTEGERS if name == "slots" else NUMBERS
+
+
+def _check_values(
+    state: RelayStepState,
+    slots: Tensor | None,
+    writer: Writer,
+    table: CommandTable | None,
+    eos_token_ids: Tensor,
+    vocab_size: int,
+) -> None:
+    """What the rows that are about to be written to hold."""
+    _check_range("eos_token_ids", eos_token_ids, vocab_size)
+    if slots is None:
+        slots = torch.arange(state.num_slots)
+    _check_range("slots", slots, state.num_slots)
+    active = slots[state.status[slots] == int(writer)]
+    _check_range("state.num_tokens", state.num_tokens[active], state.max_tokens)
+    if table is not None:
+        _check_range("state.command_state", state.command_state[active], table.num_states)
+
+
+def _check_range(name: str, values: Tensor, stop: int) -> None:
+    if values.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(values))
+    if low < 0 or high >= stop:
+        raise ValueError(f"{name} of relay_step must lie in [0, {stop}), it holds values from {low} to {high}")

@@ -9,6 +9,8 @@ On a CPU the student is the embedded one, with 16 prompts and at most 160 tokens
 Qwen3-0.6B and random weights, in bf16-mixed, with 2 prompts and 512 tokens, which hardly ever end before.
 
     pip install -e ".[bench]" && python -m benchmarks.bench_grpo_step
+
+With --by-op the rivals are our own step with one of its ops by its definition: what each op gains.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
+from benchmarks.by_definition import TRAINING, by_definition
 from benchmarks.gpu.scale import Scale, text_tokenizer
 from benchmarks.harness import print_table, write_result
 from benchmarks.kernels.case import is_importable
@@ -127,6 +131,12 @@ def run_relay(setting: Setting, num_steps: int, turns: Turns) -> None:
     trainer.fit(module, data)
 
 
+def run_by_definition(op: str, setting: Setting, num_steps: int, turns: Turns) -> None:
+    """A turn of ours with one op in plain PyTorch."""
+    with by_definition(op):
+        run_relay(setting, num_steps, turns)
+
+
 def run_trl(setting: Setting, num_steps: int, turns: Turns) -> None:
     """One turn of TRL's GRPOTrainer."""
     from datasets import Dataset
@@ -195,13 +205,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3, help="turns of each trainer")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of a turn")
+    parser.add_argument("--by-op", action="store_true", help="what each op of a step gains, without TRL")
     parser.add_argument("--random", action="store_true", help="take the random student on a CPU too, a minute one")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rivals = {"relay_lightning": (run_relay, Turns())}
-    if is_importable("trl") and is_importable("datasets"):
+    rivals: dict[str, tuple[Callable[[Setting, int, Turns], None], Turns]] = {"relay_lightning": (run_relay, Turns())}
+    if arguments.by_op:
+        rivals |= {f"{op} by definition": (partial(run_by_definition, op), Turns()) for op in TRAINING}
+    elif is_importable("trl") and is_importable("datasets"):
         rivals["trl"] = (run_trl, Turns())
     with tempfile.TemporaryDirectory() as folder:
         is_random = arguments.random or device.type == "cuda"
@@ -222,10 +235,14 @@ def main() -> None:
     if "trl" in figures:
         ratio = figures["relay_lightning"]["samples_per_s"] / figures["trl"]["samples_per_s"]
         print(f"  relay-lightning trains on {ratio:.2f} times the samples per second of TRL")
-    else:
+    elif not arguments.by_op:
         print("  no rival: TRL is not installed (pip install -e '.[bench]')")
     named = asdict(setting) | ({"student": f"random {RANDOM_STUDENT}"} if is_random else {})
-    write_result("grpo_step", device, {"setting": named, "times_trl": ratio, "contestants": figures})
+    write_result(
+        "grpo_step_by_op" if arguments.by_op else "grpo_step",
+        device,
+        {"setting": named, "times_trl": ratio, "contestants": figures},
+    )
 
 
 def random_setting(scale: Scale, folder: str) -> Setting:

@@ -6,6 +6,8 @@ that every rival does the same work:
 1. How many completion tokens per second, beside a faithful imitation of the released way (`released_way.py`)?
 2. Does the cost of a token grow with the number of calls, or faster with the length than plain decoding does?
 3. What does the relay add to plain decoding when nobody calls?
+
+and with --by-op, in place of these, a fourth: what does each op gain, beside a run that takes it by its definition?
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.by_definition import DECODING, by_definition
 from benchmarks.harness import best_of, print_table, write_result
 from benchmarks.released_way import Conversation, ReleasedRelay, force
 from relay_lightning.data.chat_template import make_prompt
@@ -202,6 +206,25 @@ def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, Any]:
     return {"overhead": overhead, "alone_tokens_per_s": rates}
 
 
+def gain_of_each_op(setup: Setup, length: int) -> dict[str, Any]:
+    """Question 4: the work of question 1, by all ops and with one of them by its definition."""
+    run = relay_run(setup, setup.decoder(), setup.scripts(4, 8, 100), length)
+
+    def without(op: str) -> list[Completion]:
+        with by_definition(op):
+            return run()
+
+    rivals = {"all ops": run, **{op: partial(without, op) for op in DECODING}}
+    seconds = best_of(rivals, setup.device, setup.repeats)
+    gains = {op: seconds[op] / seconds["all ops"] for op in DECODING}
+    print_table(
+        "4. relay decoding with one op by its definition",
+        ["op", "seconds", "times all ops"],
+        [["none", seconds["all ops"], 1.0], *([op, seconds[op], gain] for op, gain in gains.items())],
+    )
+    return {"seconds": seconds, "gains": gains}
+
+
 def plain_decode(engine: LocalEngine, prompts: Sequence[Prompt], num_slots: int, length: int) -> Tensor:
     """[prompts, length]: greedy tokens of the student alone, with nothing but the model and an argmax per token."""
     with engine.session():
@@ -226,7 +249,7 @@ def plain_decode_batch(engine: LocalEngine, prompts: Sequence[Prompt], length: i
 
 
 def main() -> None:
-    """Reads the command line and answers the three questions."""
+    """Reads the command line and answers the questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="tiny:warm-student")
     parser.add_argument("--teacher", default="tiny:teacher")
@@ -235,6 +258,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="completion tokens at most")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--by-op", action="store_true", help="what each op gains, and nothing else")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.student)
     problems = generate_problems("test", arguments.num_prompts, seed=0)
@@ -246,6 +270,10 @@ def main() -> None:
         arguments.num_slots,
         arguments.repeats,
     )
+    if arguments.by_op:
+        gains = gain_of_each_op(setup, arguments.length)
+        write_result("relay_decode_by_op", setup.device, {"batch": arguments.num_slots, **gains})
+        return
     figures = {
         "batch": arguments.num_slots,
         **against_the_released_way(setup, arguments.length),

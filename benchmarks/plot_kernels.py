@@ -44,10 +44,9 @@ def latest_panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
     for row in rows:
         if row["benchmark"] == "kernels" and row["gate"] == "green":
             latest[row["op"], row["setting"], json.dumps(row["shape"])] = row
-    latest_rows = latest.values()
     return [
         _panel(row)
-        for row in latest_rows
+        for row in latest.values()
         if (row["ceiling"] if row["is_full_shape"] else row["backend"] != "reference")
     ]
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from relay_kernels.__main__ import BLOCK_OPS
 
 from benchmarks.gpu import batch_one, memory, rollout
 from benchmarks.gpu.scale import Scale
@@ -55,14 +56,13 @@ def parts(device: torch.device) -> dict[str, Part]:
     is_small = ("--num-prompts", "4", "--num-slots", "4", "--length", "16", "--repeats", "1")
     relay_decode = ("-m", "benchmarks.bench_relay_decode", "--device", device.type)
     kernels = ("-m", "benchmarks.kernels", "--device", device.type)
-    block_ops = ("add_rms_norm", "norm_linear", "rotate_heads", "silu_mul")
     return {
-        "kernels": Part((*kernels, *of_ops(*(op for op in OPS if op not in block_ops))), 120),
+        "kernels": Part((*kernels, *of_ops(*(op for op in OPS if op not in BLOCK_OPS))), 120),
         "batch_one": Part(own["batch_one"], 150),
         "rollout": Part(own["rollout"], 150),
         "memory": Part(own["memory"], 100),
         "grpo_step": Part(("-m", "benchmarks.bench_grpo_step", "--turns", "1", "--steps", "2"), 120),
-        "block_kernels": Part((*kernels, *of_ops(*block_ops)), 60),
+        "block_kernels": Part((*kernels, *of_ops(*BLOCK_OPS)), 60),
         "relay_step_native": Part((*kernels, *of_ops("relay_step"), "--backend", "native"), 40),
         "relay_decode": Part((*relay_decode, *(is_small if device.type == "cpu" else ("--repeats", "1"))), 90),
     }

@@ -33,10 +33,6 @@ class StepGraphs:
         self._slots = torch.arange(num_slots, device=device)
         """[S]: the slots of the next steps, first of all, where all graphs find them."""
 
-    @property
-    def num_captured(self) -> int:
-        return sum(replay is not None for replay in self._replays.values())
-
     def place(self, slots: Sequence[int]) -> Tensor | None:
         """The given slots and some others, at a fixed address: their number is a power of two, or all (None)."""
         num_rows = 1 << max(len(slots) - 1, 0).bit_length()

@@ -220,13 +220,13 @@ class DecodeRun:
         Returns status, tokens, requested n and cached tokens of every slot, [4, S], for which the host waits.
         """
         start_s = time.perf_counter()
-        running, state = sorted(self._running[self._writer]), self._state
+        running, state = self._running[self._writer], self._state
         side, policy = self._sides[self._writer], self.options.policy
         asks = self._writer == Writer.STUDENT and policy.decides_per_token
         if self._graphs is not None:
-            slots = self._graphs.place(running)
+            slots = self._graphs.place(sorted(running))
         else:
-            slots = None if len(running) == state.num_slots else self._tensor(running)
+            slots = None if len(running) == state.num_slots else self._tensor(sorted(running))
         for _ in range(self.options.steps_per_look):
             side.write(slots, self._graphs, self._ask_policy if asks else None)
         facts = torch.stack([state.status.long(), state.num_tokens, state.command_n, side.engine.lengths]).tolist()

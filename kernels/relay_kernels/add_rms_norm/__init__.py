@@ -22,8 +22,8 @@ def add_rms_norm(
     fp64), from the sum as it was rounded. Tensors of different dtypes run by definition, with PyTorch's promotion.
     Raises ValueError that names the argument.
     """
-    tensors, why_not = (hidden, weight, residual), _why_not_triton(hidden)
-    chosen = choose_backend_for("add_rms_norm", backend, *tensors, names=NAMES, why_not=why_not)
+    why_not = _why_not_triton(hidden)
+    chosen = choose_backend_for("add_rms_norm", backend, hidden, weight, residual, names=NAMES, why_not=why_not)
     if chosen == "native":
         return add_rms_norm_native(hidden, weight, eps, residual)
     check_add_rms_norm(hidden, weight, residual)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -117,24 +118,26 @@ def choose_backend_for(
     backend: str,
     first: Tensor,
     *others: Tensor | None,
+    names: Sequence[str],
     why_not: str | None = None,
     no_flash: str | None = NO_FLASH,
 ) -> str:
     """`choose_backend` for an op whose native code is for the CPU, and whose fast backends want one dtype of all its
-    tensors, one that they know."""
+    tensors, one that they know. `names` are those of the tensors, for the sentence that says which one is at fault."""
     dtype = first.dtype
     reason = FAKE if type(first) is FakeTensor else None
     for other in others:
         if other is not None and other.dtype is not dtype:
-            reason = reason or f"its tensors have one dtype, not {dtype} and {other.dtype}"
-    no_native = reason or (ON_CPU_ONLY if first.is_cuda else _why_not_dtype(NATIVE_DTYPES, dtype))
+            name = next(name for name, each in zip(names[1:], others, strict=True) if each is other)
+            reason = reason or f"its tensors have one dtype, not {dtype} ({names[0]}) and {other.dtype} ({name})"
+    no_native = reason or (ON_CPU_ONLY if first.is_cuda else _why_not_dtype(NATIVE_DTYPES, dtype, names[0]))
     if no_native is not None:  # Else the dtype suits Triton too.
-        why_not = reason or _why_not_dtype(TRITON_DTYPES, dtype) or why_not
+        why_not = reason or _why_not_dtype(TRITON_DTYPES, dtype, names[0]) or why_not
     return choose_backend(op, backend, first.device, why_not=why_not, no_native=no_native, no_flash=no_flash)
 
 
-def _why_not_dtype(dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str | None:
-    return None if dtype in dtypes else f"its dtypes are {', '.join(map(str, dtypes))}, not {dtype}"
+def _why_not_dtype(dtypes: tuple[torch.dtype, ...], dtype: torch.dtype, name: str) -> str | None:
+    return None if dtype in dtypes else f"its dtypes are {', '.join(map(str, dtypes))}, not {dtype} ({name})"
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

@@ -94,8 +94,24 @@ def empty(*shape, device="cpu", dtype=torch.float32):
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("residual", lambda: add_rms_norm(empty(2, 8), empty(8), 1e-6, empty(2, 8).half(), backend="native")),
+        ("sine", lambda: rotate_heads(*[empty(1, 1, 2, 8)] * 2, *ANGLES, backend="native")),
+        ("gate", lambda: silu_mul(*[empty(2, 8).half()] * 2, backend="native")),
+        ("key_cache", lambda: append_kv(*[empty(1, 4, 2, 8).half()] * 4, empty(1, **ROWS), backend="native")),
+        ("query", lambda: decode_attention(*[empty(1, 1, 2, 8).half()] * 3, empty(1, **ROWS), backend="native")),
+    ],
+)
+def test_a_backend_that_lacks_a_dtype_says_whose_it_is(name, call):
+    with pytest.raises(RuntimeError, match=rf"^backend='native' of \w+ cannot run: .*torch.float16 \({name}\)$"):
+        call()
+
+
 META = {"device": "meta"}
 ROWS = {"dtype": torch.int64}
+ANGLES = (empty(1, 1, 8), empty(1, 1, 8).half())
 CALLS = {
     "add_rms_norm": lambda **options: add_rms_norm(empty(2, 8), empty(8), 1e-6, **options),
     "append_kv": lambda **options: append_kv(

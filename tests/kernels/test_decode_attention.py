@@ -205,6 +205,7 @@ def test_nothing_is_computed_when_there_are_no_rows_or_no_tokens(backend, rows):
         ("query", lambda x: x["query"][0]),
         ("query", lambda x: x["query"].transpose(1, 3)),
         ("key_cache", lambda x: x["key_cache"][0]),
+        ("key_cache", lambda x: x["key_cache"][0, 0, 0, 0]),
         ("value_cache", lambda x: x["value_cache"][:, :-1]),
         ("value_cache", lambda x: x["value_cache"].bfloat16()),
         ("value_cache", lambda x: x["value_cache"].transpose(2, 3)),

@@ -200,6 +200,7 @@ def test_triton_does_not_run_under_autocast(backend, draw, draw_layers):
         (r"weights\[1\]", {"weights": lambda x: [x[0], x[1].bfloat16()]}),
         ("biases", {"biases": lambda x: x[:1]}),
         (r"biases\[1\]", {"biases": lambda x: [x[0], x[0]]}),
+        (r"biases\[1\]", {"biases": lambda x: [x[0], x[1].double()]}),
         (r"weights\[1\]", {"is_gated": lambda _: True}),
         ("weights", {"is_gated": lambda _: True, "weights": lambda x: x[:1], "biases": lambda x: x[:1]}),
     ],

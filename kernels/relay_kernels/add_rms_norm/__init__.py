@@ -8,6 +8,7 @@ from relay_kernels.add_rms_norm.native_impl import add_rms_norm_native
 from relay_kernels.add_rms_norm.reference import add_rms_norm_reference, check_add_rms_norm
 from relay_kernels.backends import choose_backend_for
 
+NAMES = ("hidden", "weight", "residual")
 MAX_TRITON_SIZE = 16384
 """Longest row that one Triton program holds in its registers."""
 
@@ -21,7 +22,8 @@ def add_rms_norm(
     fp64), from the sum as it was rounded. Tensors of different dtypes run by definition, with PyTorch's promotion.
     Raises ValueError that names the argument.
     """
-    chosen = choose_backend_for("add_rms_norm", backend, hidden, weight, residual, why_not=_why_not_triton(hidden))
+    why_not = _why_not_triton(hidden)
+    chosen = choose_backend_for("add_rms_norm", backend, hidden, weight, residual, names=NAMES, why_not=why_not)
     if chosen == "native":
         return add_rms_norm_native(hidden, weight, eps, residual)
     check_add_rms_norm(hidden, weight, residual)

@@ -39,7 +39,9 @@ def append_kv(
     the argument. Values on a CUDA device are not read back: there a token beyond the capacity is dropped.
     """
     arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
-    chosen = choose_backend_for("append_kv", backend, key_cache, why_not=_why_not_triton(key_cache))
+    chosen = choose_backend_for(
+        "append_kv", backend, key_cache, names=("key_cache",), why_not=_why_not_triton(key_cache)
+    )
     if chosen == "native":
         append_kv_native(*arguments)
         return
@@ -80,7 +82,12 @@ def decode_attention(
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
     no_flash = why_not_flash(query) if backend == "flash" else NO_FLASH
     chosen = choose_backend_for(
-        "decode_attention", backend, query, why_not=_why_not_triton(key_cache), no_flash=no_flash
+        "decode_attention",
+        backend,
+        query,
+        names=("query",),
+        why_not=_why_not_triton(key_cache),
+        no_flash=no_flash,
     )
     if chosen == "native":
         return decode_attention_native(*arguments, scale)
@@ -97,6 +104,6 @@ def decode_attention(
 
 def _why_not_triton(key_cache: Tensor) -> str | None:
     """The op's own reason against Triton."""
-    if key_cache.shape[-1] > MAX_HEAD_SIZE:
+    if key_cache.ndim and key_cache.shape[-1] > MAX_HEAD_SIZE:
         return f"its head sizes end at {MAX_HEAD_SIZE}, not {key_cache.shape[-1]}"
     return None

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from relay_kernels.backends import choose_backend_for
-from relay_kernels.norm_linear.reference import check_norm_linear, is_under_autocast, norm_linear_reference
+from relay_kernels.norm_linear.reference import MAX_WEIGHTS, check_norm_linear, is_under_autocast, norm_linear_reference
 
+WEIGHTS, BIASES = (tuple(f"{name}[{index}]" for index in range(MAX_WEIGHTS)) for name in ("weights", "biases"))
 MAX_ROWS = 16
 """Rows of the Triton kernel's tile, as many as a tensor core multiplies at once."""
 SIZE_STEP = 16
@@ -37,7 +38,8 @@ def norm_linear(
     check_norm_linear(hidden, norm_weight, weights, biases, residual, is_gated)
     tensors = (norm_weight, residual, *weights, *biases)
     why_not = _why_not_triton(hidden, weights, biases)
-    chosen = choose_backend_for("norm_linear", backend, hidden, *tensors, why_not=why_not)
+    names = ("hidden", "norm_weight", "residual", *WEIGHTS[: len(weights)], *BIASES[: len(weights)])
+    chosen = choose_backend_for("norm_linear", backend, hidden, *tensors, names=names, why_not=why_not)
     arguments = (hidden, norm_weight, eps, weights, biases, residual, is_gated)
     if chosen == "triton":
         from relay_kernels.norm_linear.triton_impl import norm_linear_triton

@@ -67,6 +67,8 @@ def check_norm_linear(
     for index, bias in enumerate(biases):
         if bias is not None:
             check_weight(f"biases[{index}]", bias, weights[index].shape[0], hidden.device)
+            if bias.dtype is not dtype and not is_under_autocast(hidden):
+                raise ValueError(f"biases[{index}] must have the dtype of the normed states, {dtype}, not {bias.dtype}")
 
 
 def is_under_autocast(tensor: Tensor) -> bool:

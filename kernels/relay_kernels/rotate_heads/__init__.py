@@ -11,6 +11,8 @@ from relay_kernels.backends import choose_backend_for
 from relay_kernels.rotate_heads.native_impl import rotate_heads_native
 from relay_kernels.rotate_heads.reference import check_rotate_heads, rotate_heads_reference
 
+NAMES = ("query", "key", "cosine", "sine", "query_norm", "key_norm")
+
 
 def rotate_heads(
     query: Tensor,
@@ -31,7 +33,7 @@ def rotate_heads(
     results have the dtype of `query` and of `key`. Raises ValueError that names the argument.
     """
     arguments = (query, key, cosine, sine, query_norm, key_norm)
-    chosen = choose_backend_for("rotate_heads", backend, *arguments)
+    chosen = choose_backend_for("rotate_heads", backend, *arguments, names=NAMES)
     if chosen == "native":
         return rotate_heads_native(*arguments, eps)
     check_rotate_heads(*arguments)

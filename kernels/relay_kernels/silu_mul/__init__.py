@@ -15,7 +15,7 @@ def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
     gate, up: [..., D] float. fp32 inside (fp64 for fp64), rounded once. Tensors of different dtypes run by definition,
     with PyTorch's promotion. Raises ValueError that names the argument.
     """
-    chosen = choose_backend_for("silu_mul", backend, gate, up)
+    chosen = choose_backend_for("silu_mul", backend, gate, up, names=("gate", "up"))
     if chosen == "native":
         return silu_mul_native(gate, up)
     check_silu_mul(gate, up)

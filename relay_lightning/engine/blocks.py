@@ -78,10 +78,12 @@ class Blocks:
         for index, block in enumerate(self._blocks):
             projected, hidden = block.query_key_value(hidden, update)
             query, key, value = (states.view(num_rows, num_tokens, -1, block.head_size) for states in projected)
+            del projected  # No name may hold the wide states of a layer while the next ones are computed.
             query, key = rotate_heads(query, key, *rotation, *block.head_norms)
             attended = cache.attend(query, key, value, index, block.scaling)
             [gated], hidden = block.gated(hidden, block.output(attended.view(num_rows * num_tokens, -1)))
             update = block.down(gated)
+            del gated
         normed, _ = add_rms_norm(hidden, *self._last_norm, update)
         return normed.view(num_rows, num_tokens, -1)
 

@@ -130,6 +130,35 @@ def test_a_row_without_new_tokens_may_be_longer_than_the_view_of_the_cache(backe
     assert torch.equal(inputs["key_cache"][1], key_cache[1])
 
 
+@pytest.mark.parametrize("length", [1000, 2**31 - 1, 2**40, 2**61, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("idle", [0, 1])
+def test_the_length_of_an_idle_row_is_not_looked_at(backend, idle, length):
+    """It once sized the scratch memory of all rows: an overflow of the product wrote beyond it."""
+    inputs, num_new = make(rows=2, tokens=1, size=32, slots=2, capacity=1024), torch.ones(2, dtype=torch.int64)
+    inputs["cache_seqlens"] = torch.tensor([1000, 1000])
+    num_new[idle] = 0
+    expected = decode_attention(**{name: tensor.clone() for name, tensor in inputs.items()}, num_new=num_new)
+    inputs["cache_seqlens"][idle] = length
+    before = inputs["key_cache"][idle].clone()
+    assert torch.allclose(decode_attention(**inputs, num_new=num_new, backend=backend), expected, atol=1e-5)
+    assert torch.equal(inputs["key_cache"][idle], before)
+    new = inputs.pop("new_key"), inputs.pop("new_value")
+    append_kv(inputs["key_cache"], inputs["value_cache"], *new, inputs["cache_seqlens"], num_new=num_new, backend=backend)
+    assert torch.equal(inputs["key_cache"][idle], before)
+
+
+def test_new_tokens_may_lie_in_the_cache_already(backend):
+    inputs = make(rows=1, tokens=1, slots=1)
+    inputs["cache_seqlens"][:] = 3
+    inputs["new_key"], before = inputs["key_cache"][:, 3:4], inputs["key_cache"].clone()
+    decode_attention(**inputs, backend=backend)
+    assert torch.equal(inputs["key_cache"], before)
+
+
+def test_heads_of_no_size_give_nothing(backend):
+    assert decode_attention(**make(size=0), backend=backend).shape == (3, 2, 4, 0)
+
+
 def test_append_writes_the_new_tokens_and_nothing_else(backend):
     inputs = make()
     before = inputs["key_cache"].clone()
@@ -221,6 +250,21 @@ def test_nothing_is_computed_when_there_are_no_rows_or_no_tokens(backend, rows):
         ("slots", lambda _: torch.tensor([0, 1, 5])),
         ("slots", lambda _: torch.tensor([-1, 1, 2])),
         ("slots", lambda _: torch.tensor([0, 1])),
+        ("slots", lambda _: torch.tensor([0, 0, 1])),
+        ("slots", lambda _: torch.tensor([4, 1, 4], dtype=torch.int32)),
+        ("slots", lambda _: torch.tensor([0, 1, 2**62])),
+        ("slots", lambda _: torch.tensor([0, 1, -(2**63)])),
+        ("slots", lambda _: torch.tensor(2).expand(3)),
+        ("cache_seqlens", lambda _: torch.tensor([2**62, 1, 1])),
+        ("cache_seqlens", lambda _: torch.tensor([2**63 - 1, 1, 1])),
+        ("cache_seqlens", lambda _: torch.tensor([2**31 - 1, 1, 1], dtype=torch.int32)),
+        ("cache_seqlens", lambda _: torch.tensor([-(2**63), 1, 1])),
+        ("num_new", lambda _: torch.tensor([2**62, 1, 1])),
+        ("num_new", lambda _: torch.tensor([-(2**63), 1, 1])),
+        ("key_cache", lambda x: x["key_cache"][:1].expand(5, -1, -1, -1)),
+        ("value_cache", lambda x: x["value_cache"][:, :1].expand(-1, 16, -1, -1)),
+        ("scale", lambda _: float("nan")),
+        ("scale", lambda _: float("inf")),
     ],
 )
 def test_a_bad_argument_is_named_and_nothing_is_written(backend, name, change):
@@ -246,6 +290,9 @@ def test_a_bad_argument_is_named_and_nothing_is_written(backend, name, change):
         ("cache_seqlens", lambda x: x["cache_seqlens"] + 1),
         ("num_new", lambda _: torch.tensor([0, 1, 3])),
         ("slots", lambda _: torch.tensor([0, 1, 5])),
+        ("slots", lambda _: torch.tensor([3, 1, 3])),
+        ("cache_seqlens", lambda _: torch.tensor([2**63 - 1, 1, 1])),
+        ("key_cache", lambda x: x["key_cache"][:1].expand(5, -1, -1, -1)),
     ],
 )
 def test_a_bad_argument_of_the_append_is_named_and_nothing_is_written(backend, name, change):

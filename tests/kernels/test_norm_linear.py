@@ -188,6 +188,7 @@ def test_triton_does_not_run_under_autocast(backend, draw, draw_layers):
     [
         ("hidden", {"hidden": lambda x: x[0, 0]}),
         ("hidden", {"hidden": torch.Tensor.long}),
+        ("eps", {"eps": lambda _: float("nan")}),
         ("norm_weight", {"norm_weight": lambda x: x[:7]}),
         ("norm_weight", {"norm_weight": lambda x: x.repeat_interleave(2)[::2]}),
         ("residual", {"residual": lambda x: x[:1]}),
@@ -208,7 +209,7 @@ def test_triton_does_not_run_under_autocast(backend, draw, draw_layers):
 def test_a_bad_argument_is_named(draw, draw_layers, name, change):
     norm, weights, biases = draw_layers(16, (3, 4))
     arguments = {"hidden": draw(2, 16), "norm_weight": norm, "weights": weights, "biases": biases}
-    arguments |= {"residual": draw(2, 16), "is_gated": False}
+    arguments |= {"residual": draw(2, 16), "is_gated": False, "eps": EPS}
     arguments |= {changed: function(arguments[changed]) for changed, function in change.items()}
     with pytest.raises(ValueError, match=f"^{name} "):
-        norm_linear(**arguments, eps=EPS)
+        norm_linear(**arguments)

@@ -31,6 +31,12 @@ def make(rows=3, tokens=2, heads=4, kv_heads=2, size=8, slots=5, capacity=16, dt
     }
 
 
+def assert_same(actual, expected, backend):
+    """Bit by bit where the sums are ours; a library may sum up otherwise for other strides or beside other values."""
+    exactly = {"rtol": 0, "atol": 0} if backend == "native" else {}
+    torch.testing.assert_close(actual, expected, **exactly)
+
+
 def attend_row(query, key, value):
     """PyTorch's attention of the last T of L positions: [T, H, D] over [L, K, D]."""
     tokens, length = query.shape[0], key.shape[0]
@@ -89,7 +95,7 @@ def test_any_strides_will_do_if_the_last_is_one(backend, layout):
             strided[name] = torch.cat([strided[name], torch.full_like(strided[name], torch.nan)], -1)[..., :16]
     strided["cache_seqlens"] = strided["cache_seqlens"].long().repeat_interleave(2)[::2]
     expected = decode_attention(**inputs, backend=backend)
-    assert torch.equal(decode_attention(**strided, backend=backend), expected)
+    assert_same(decode_attention(**strided, backend=backend), expected, backend)
     assert torch.equal(strided["key_cache"], inputs["key_cache"])
 
 
@@ -115,7 +121,7 @@ def test_attention_with_the_append_equals_append_then_attention(backend):
     fused, apart = make(), make()
     new_key, new_value = apart.pop("new_key"), apart.pop("new_value")
     append_kv(apart["key_cache"], apart["value_cache"], new_key, new_value, apart["cache_seqlens"], backend=backend)
-    assert torch.equal(decode_attention(**fused, backend=backend), decode_attention(**apart, backend=backend))
+    assert_same(decode_attention(**fused, backend=backend), decode_attention(**apart, backend=backend), backend)
     assert torch.equal(fused["key_cache"], apart["key_cache"])
     assert torch.equal(fused["value_cache"], apart["value_cache"])
 
@@ -143,7 +149,9 @@ def test_the_length_of_an_idle_row_is_not_looked_at(backend, idle, length):
     assert torch.allclose(decode_attention(**inputs, num_new=num_new, backend=backend), expected, atol=1e-5)
     assert torch.equal(inputs["key_cache"][idle], before)
     new = inputs.pop("new_key"), inputs.pop("new_value")
-    append_kv(inputs["key_cache"], inputs["value_cache"], *new, inputs["cache_seqlens"], num_new=num_new, backend=backend)
+    append_kv(
+        inputs["key_cache"], inputs["value_cache"], *new, inputs["cache_seqlens"], num_new=num_new, backend=backend
+    )
     assert torch.equal(inputs["key_cache"][idle], before)
 
 
@@ -184,7 +192,7 @@ def test_padding_gives_zero_and_unwritten_cache_is_never_seen(backend):
     clean = make()
     num_new = torch.tensor([2, 1, 0])
     output = decode_attention(**inputs, num_new=num_new, backend=backend)
-    assert torch.equal(output, decode_attention(**clean, num_new=num_new, backend=backend))
+    assert_same(output, decode_attention(**clean, num_new=num_new, backend=backend), backend)
     assert not output[1, 1].any()
     assert not output[2].any()
 

@@ -35,9 +35,10 @@ def append_kv(
 
     key_cache, value_cache: [S, L, K, D] float; new_key, new_value: [B, T, K, D] of the same dtype; cache_seqlens: [B]
     int32 or int64, tokens already in the cache (left unchanged); num_new: [B] int, None for T everywhere; slots: [B]
-    int, distinct, None for row b = slot b. A row without new tokens may have any length, of 0 or more. Raises ValueError
-    that names the argument. Values on a CUDA device are not read back. There a token that does not fit is dropped, and
-    so is a row of a negative length or a slot that does not exist; rows with one slot overwrite each other.
+    int, distinct, None for row b = slot b. A row without new tokens may have any length, of 0 or more. Raises
+    ValueError that names the argument. Values on a CUDA device are not read back. There Triton drops tokens beyond the
+    capacity and all of a row whose length is negative or whose slot does not exist; rows with one slot overwrite each
+    other. FlashAttention checks no slots.
     """
     arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
     chosen = choose_backend_for(

@@ -129,8 +129,8 @@ def step_kernel(
     if (position < 0) | (position >= max_tokens):
         return
     command_state = tl.load(command_state_ptr + slot) if HAS_TABLE else row
-    if HAS_TABLE:
-        if (command_state < 0) | (command_state >= num_states):  # noqa: SIM102 - HAS_TABLE is decided first
+    if HAS_TABLE:  # noqa: SIM102 - decided when it is compiled
+        if (command_state < 0) | (command_state >= num_states):
             return
     can_call = tl.load(can_call_ptr + slot) != 0 if HAS_TABLE else False
     temperature = _number(temperature_ptr, temperature, row).to(tl.float32)

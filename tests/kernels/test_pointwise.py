@@ -185,7 +185,7 @@ def test_a_bad_argument_is_named(backend, draw, op, name, change):
 @pytest.mark.parametrize("op", [add_rms_norm, rotate_heads])
 def test_an_epsilon_that_gives_no_number_is_refused(backend, draw, op, eps):
     arguments = {argument: draw(*shape) for argument, shape in ARGUMENTS[op].items()}
-    with pytest.raises(ValueError, match="^eps must be finite and at least 0"):
+    with pytest.raises(ValueError, match=r"^eps must be finite and at least 0"):
         op(**arguments, eps=eps, backend=backend)
 
 

@@ -1,4 +1,4 @@
-"""What Triton's kernels do about values that the host cannot look at on a CUDA device: they stay inside their tensors."""
+"""Triton's kernels stay inside their tensors whatever values the host cannot look at on a CUDA device."""
 
 from __future__ import annotations
 

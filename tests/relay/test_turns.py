@@ -1,4 +1,4 @@
-"""Several callers of one pair: threads take turns, a generate inside a generate is refused, and models end as they were."""
+"""Several callers of one pair: threads take turns, nested calls are refused, and models end as they were."""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/optional.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "types.h"
 
 namespace relay {
@@ -31,6 +34,26 @@ inline bool take_integers(const TensorView& tensor, DLDevice device, int64_t cou
   rows->is_wide = is_wide;
   rows->stride = count > 1 ? tensor.stride(0) : 1;
   return true;
+}
+
+// Whether no integer occurs twice. Slots in ascending order, as decode steps have them, are compared in place.
+inline bool are_distinct(const RowIntegers& rows, int64_t count) {
+  if (rows.data == nullptr) return true;
+  int64_t row = 1;
+  while (row < count && rows[row - 1] < rows[row]) ++row;
+  if (row >= count) return true;
+  std::vector<int64_t> sorted(static_cast<size_t>(count));
+  for (row = 0; row < count; ++row) sorted[static_cast<size_t>(row)] = rows[row];
+  std::sort(sorted.begin(), sorted.end());
+  return std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
+}
+
+// Whether several elements share one address, as after `expand`: such a tensor is not written to.
+inline bool has_shared_elements(const TensorView& tensor) {
+  for (int i = 0; i < tensor.ndim(); ++i) {
+    if (tensor.size(i) > 1 && tensor.stride(i) == 0) return true;
+  }
+  return false;
 }
 
 // A [., ., heads, D] tensor of the given type on the CPU, contiguous along D, into `heads`.

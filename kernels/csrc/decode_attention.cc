@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <new>
 
 #include "arguments.h"
 #include "cpu/kernels.h"
@@ -14,8 +14,11 @@ namespace {
 
 constexpr int64_t kWorkOfAThread = 1 << 15;
 // Products below which another thread costs more than it takes over: about 5 us of them.
+constexpr int64_t kMostColumns = int64_t{1} << 40;
+// More cached tokens of one row than any memory holds; the size of the scratch does not overflow below.
 
-// The rows' integers, all values checked: nothing that passes makes the kernels leave a slot. False if one does not.
+// The rows' integers, all values checked: nothing that passes makes the kernels leave a slot, and no two rows have one
+// slot. The length of a row without new tokens is not used, so it may exceed the capacity.
 template <typename T>
 bool take_rows(const TensorView& cache, const TensorView& cache_seqlens, const Optional<TensorView>& num_new,
                const Optional<TensorView>& slots, Attention<T>* a) {
@@ -31,7 +34,7 @@ bool take_rows(const TensorView& cache, const TensorView& cache_seqlens, const O
     if (added > 0 && length > capacity - added) return false;
     if (slot < 0 || slot >= num_slots) return false;
   }
-  return true;
+  return are_distinct(a->slots, a->num_rows);
 }
 
 // The caches and, where given, the new tokens: equal types and shapes.
@@ -47,6 +50,7 @@ bool take_caches(const TensorView& key_cache, const TensorView& value_cache, con
   }
   if (new_key.has_value() != new_value.has_value()) return false;
   if (!new_key.has_value()) return true;
+  if (has_shared_elements(key_cache) || has_shared_elements(value_cache)) return false;
   return take_heads(new_key.value(), dtype, &a->new_key) && take_heads(new_value.value(), dtype, &a->new_value) &&
          has_shape(new_key.value(), a->num_rows, a->num_tokens, a->num_kv_heads, a->head_size) &&
          has_shape(new_value.value(), a->num_rows, a->num_tokens, a->num_kv_heads, a->head_size);
@@ -55,21 +59,24 @@ bool take_caches(const TensorView& key_cache, const TensorView& value_cache, con
 template <typename T>
 void run(const Attention<T>& a, void (*attend)(const Attention<T>&, int64_t, int64_t, float*, int64_t),
          int64_t num_threads) {
-  int64_t longest = 0, work = 0;
+  int64_t longest = 0;
+  double work = 0.0;  // Products of sizes may exceed 64 bits.
   for (int64_t row = 0; row < a.num_rows; ++row) {
-    const int64_t length = a.cache_seqlens[row] + a.num_new[row];
+    const int64_t num_new = a.num_new[row];
+    if (num_new == 0) continue;  // Its length may be anything.
+    const int64_t length = a.cache_seqlens[row] + num_new;
     longest = std::max(longest, length);
-    work += a.num_new[row] * length * a.num_heads * a.head_size * 2;
+    work += 2.0 * static_cast<double>(num_new * a.num_heads * a.head_size) * static_cast<double>(length);
   }
+  if (longest > kMostColumns) throw std::bad_alloc();
+  num_threads = limit_threads(num_threads, work / kWorkOfAThread);
   const int64_t num_items = a.num_rows * a.num_kv_heads;
-  num_threads = std::min(num_threads, 1 + work / kWorkOfAThread);
-  const size_t scratch_size = static_cast<size_t>(cpu_kernels().attend_scratch(longest, a.head_size));
   const int64_t grain = std::max<int64_t>(1, num_items / (8 * num_threads));
-  parallel_for(num_items, grain, num_threads, [&](int64_t begin, int64_t end) {
-    static thread_local std::vector<float> scratch;
-    if (scratch.size() < scratch_size) scratch.resize(scratch_size);
+  const int64_t scratch_size = cpu_kernels().attend_scratch(longest, a.head_size);
+  float* scratch = reserve_scratch(num_threads * scratch_size);
+  parallel_for(num_items, grain, num_threads, [&](int64_t begin, int64_t end, int64_t worker) {
     for (int64_t item = begin; item < end; ++item) {
-      attend(a, item / a.num_kv_heads, item % a.num_kv_heads, scratch.data(), longest);
+      attend(a, item / a.num_kv_heads, item % a.num_kv_heads, scratch + worker * scratch_size, longest);
     }
   });
 }
@@ -87,11 +94,12 @@ bool decode_attention_as(const TensorView& output, const TensorView& query, cons
   a.num_tokens = query.size(1);
   a.num_heads = query.size(2);
   a.scale = static_cast<float>(scale.has_value() ? scale.value() : 1.0 / std::sqrt(double(query.size(3))));
+  if (scale.has_value() && !std::isfinite(scale.value())) return false;
   if (!take_caches(key_cache, value_cache, new_key, new_value, dtype, &a)) return false;
   if (a.num_heads % a.num_kv_heads != 0 || query.size(3) != a.head_size) return false;
   if (!has_shape(output, a.num_rows, a.num_tokens, a.num_heads, a.head_size)) return false;
   if (!take_rows(key_cache, cache_seqlens, num_new, slots, &a)) return false;
-  run(a, attend, num_threads);
+  if (a.head_size > 0) run(a, attend, num_threads);
   return true;
 }
 
@@ -121,7 +129,7 @@ bool append_kv_as(const TensorView& key_cache, const TensorView& value_cache, co
   a.num_tokens = new_key.size(1);
   if (!take_caches<T>(key_cache, value_cache, new_key, new_value, key_cache.dtype(), &a)) return false;
   if (!take_rows(key_cache, cache_seqlens, num_new, slots, &a)) return false;
-  for (int64_t row = 0; row < a.num_rows; ++row) {
+  for (int64_t row = 0; row < a.num_rows && a.head_size > 0; ++row) {
     for (int64_t head = 0; head < a.num_kv_heads; ++head) append(a, row, head);
   }
   return true;

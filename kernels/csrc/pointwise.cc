@@ -3,6 +3,7 @@
 #include <tvm/ffi/function.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "arguments.h"
 #include "cpu/kernels.h"
@@ -17,10 +18,14 @@ constexpr int64_t kValuesOfAThread = 1 << 15;
 template <typename Op>
 void run(const Op& op, void (*kernel)(const Op&, int64_t, int64_t), int64_t num_rows, int64_t row_size,
          int64_t num_threads) {
-  num_threads = std::min(num_threads, 1 + num_rows * row_size / kValuesOfAThread);
+  if (row_size == 0) return;
+  num_threads = limit_threads(num_threads, static_cast<double>(num_rows) * static_cast<double>(row_size) / kValuesOfAThread);
   const int64_t grain = std::max<int64_t>(1, num_rows / (4 * num_threads));
-  parallel_for(num_rows, grain, num_threads, [&](int64_t begin, int64_t end) { kernel(op, begin, end); });
+  parallel_for(num_rows, grain, num_threads, [&](int64_t begin, int64_t end, int64_t) { kernel(op, begin, end); });
 }
+
+// An epsilon under a square root.
+bool is_epsilon(double eps) { return eps >= 0.0 && std::isfinite(eps); }
 
 int64_t count_rows(const TensorView& tensor) {
   int64_t count = 1;
@@ -38,7 +43,7 @@ bool add_rms_norm_as(const TensorView& normed, const Optional<TensorView>& sum, 
   if (!has_shape_of(normed, hidden) || sum.has_value() != residual.has_value()) return false;
   op.size = hidden.size(hidden.ndim() - 1);
   op.eps = static_cast<float>(eps);
-  if (!take_vector(weight, dtype, op.size, &op.weight)) return false;
+  if (!is_epsilon(eps) || !take_vector(weight, dtype, op.size, &op.weight)) return false;
   if (residual.has_value()) {
     if (!take_matrix(residual.value(), dtype, &op.residual) || !take_matrix(sum.value(), dtype, &op.sum)) return false;
     if (!has_shape_of(residual.value(), hidden) || !has_shape_of(sum.value(), hidden)) return false;
@@ -93,7 +98,7 @@ bool rotate_heads_as(const TensorView& query_output, const TensorView& key_outpu
   }
   if (!has_shape_of(query_output, query) || !has_shape_of(key_output, key)) return false;
   if (!take_angles(cosine, query, &op.cosine) || !take_angles(sine, query, &op.sine)) return false;
-  if (query_norm.has_value() != key_norm.has_value()) return false;
+  if (!is_epsilon(eps) || query_norm.has_value() != key_norm.has_value()) return false;
   if (query_norm.has_value()) {
     if (!take_vector(query_norm.value(), dtype, op.head_size, &op.query_norm)) return false;
     if (!take_vector(key_norm.value(), dtype, op.head_size, &op.key_norm)) return false;

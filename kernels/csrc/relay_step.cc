@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <new>
+#include <type_traits>
 
 #include "arguments.h"
 #include "cpu/kernels.h"
@@ -22,6 +23,8 @@ using tvm::ffi::AnyView;
 
 constexpr int64_t kLogitsOfAThread = 1 << 15;
 // Logits a thread is worth waking for: about 50 us of them.
+constexpr int64_t kMostLogits = int64_t{1} << 40;
+// More of one row than any memory holds; the size of the scratch does not overflow below.
 
 template <typename T>
 constexpr int kCode = std::is_floating_point_v<T> ? kDLFloat : std::is_signed_v<T> ? kDLInt : kDLUInt;
@@ -36,6 +39,7 @@ bool is_of(const TensorView& tensor, DLDevice device) {
 template <typename T>
 bool take_column(const TensorView& tensor, DLDevice device, int64_t count, Column<T>* column) {
   if (!is_of<T>(tensor, device) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+  if (!std::is_const_v<T> && has_shared_elements(tensor)) return false;
   *column = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
   return true;
 }
@@ -44,14 +48,21 @@ template <typename T>
 bool take_table(const TensorView& tensor, DLDevice device, int64_t num_rows, int64_t width, Rows<T>* rows) {
   if (!is_of<T>(tensor, device) || tensor.ndim() != 2 || tensor.size(0) != num_rows || tensor.size(1) != width) return false;
   if (width > 1 && tensor.stride(1) != 1) return false;
+  if (!std::is_const_v<T> && num_rows > 1 && tensor.stride(0) < width) return false;  // rows that overlap
   *rows = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
   return true;
 }
 
-bool take_parameter(const AnyView& value, DLDevice device, int64_t num_rows, double off, double most,
+// Whether a sampling parameter may have the value; `most` is infinite for a temperature and for top-k.
+bool is_parameter(double value, double most, bool is_whole) {
+  return value >= 0.0 && value <= most && (!is_whole || (std::isfinite(value) && value == std::floor(value)));
+}
+
+// One number or one a row. Values in a tensor are checked on a CPU alone.
+bool take_parameter(const AnyView& value, DLDevice device, int64_t num_rows, double off, double most, bool is_whole,
                     Parameter* parameter, bool* is_used) {
   if (const auto number = value.try_cast<double>()) {
-    if (!(*number >= 0.0 && *number <= most)) return false;
+    if (!is_parameter(*number, most, is_whole)) return false;
     parameter->number = *number;
     *is_used = *number != off;
     return true;
@@ -71,6 +82,9 @@ bool take_parameter(const AnyView& value, DLDevice device, int64_t num_rows, dou
   }
   parameter->data = tensor->data_ptr();
   parameter->stride = tensor->stride(0);
+  for (int64_t row = 0; row < num_rows && device.device_type == kDLCPU; ++row) {
+    if (!is_parameter((*parameter)[row], most, is_whole)) return false;
+  }
   return true;
 }
 
@@ -98,7 +112,7 @@ bool take_commands(const TensorView& next_state, const TensorView& is_complete, 
                    int64_t vocab_size, Commands* commands) {
   if (next_state.ndim() != 2 || digit_scale.ndim() != 1) return false;
   const int64_t num_states = commands->num_states = next_state.size(0);
-  const int64_t num_actions = digit_scale.size(0);
+  const int64_t num_actions = commands->num_actions = digit_scale.size(0);
   Column<const int64_t> scale, value;
   if (!take_table(next_state, device, num_states, vocab_size, &commands->next_state) ||
       !take_table(is_complete, device, num_states, vocab_size, &commands->is_complete) ||
@@ -112,8 +126,8 @@ bool take_commands(const TensorView& next_state, const TensorView& is_complete, 
          take_table(digit_action, device, num_states, vocab_size, &commands->wide_action);
 }
 
-// Whether the end-of-sequence tokens are tokens, and every row that is this writer's can be stepped without leaving the
-// state's tensors.
+// Whether the end-of-sequence tokens are tokens, no two rows have one slot, and every row that is this writer's can be
+// stepped without leaving the state's tensors.
 bool are_in_range(const RelayStep& step) {
   for (int64_t i = 0; i < step.num_eos; ++i) {
     if (step.eos_token_ids[i] < 0 || step.eos_token_ids[i] >= step.logits.vocab_size) return false;
@@ -126,19 +140,19 @@ bool are_in_range(const RelayStep& step) {
     if (step.commands.next_state.data == nullptr) continue;
     if (step.command_state[slot] < 0 || step.command_state[slot] >= step.commands.num_states) return false;
   }
-  return true;
+  return are_distinct(step.slots, step.logits.num_rows);
 }
 
 void run(const RelayStep& step, int64_t num_threads) {
   const CpuKernels& kernels = cpu_kernels();
-  const int64_t num_rows = step.logits.num_rows, num_logits = num_rows * step.logits.vocab_size;
-  num_threads = std::min(num_threads, 1 + num_logits / kLogitsOfAThread);
+  const int64_t num_rows = step.logits.num_rows, vocab_size = step.logits.vocab_size;
+  num_threads = limit_threads(num_threads, static_cast<double>(num_rows * vocab_size) / kLogitsOfAThread);
   const int64_t grain = std::max<int64_t>(1, num_rows / (4 * num_threads));
-  const auto scratch_size = static_cast<size_t>(kernels.step_scratch(step.logits.vocab_size));
-  parallel_for(num_rows, grain, num_threads, [&](int64_t begin, int64_t end) {
-    static thread_local std::vector<float> scratch;
-    if (scratch.size() < scratch_size) scratch.resize(scratch_size);
-    for (int64_t row = begin; row < end; ++row) kernels.step_row(step, row, scratch.data());
+  if (vocab_size > kMostLogits) throw std::bad_alloc();
+  const int64_t scratch_size = kernels.step_scratch(vocab_size);
+  float* scratch = reserve_scratch(num_threads * scratch_size);
+  parallel_for(num_rows, grain, num_threads, [&](int64_t begin, int64_t end, int64_t worker) {
+    for (int64_t row = begin; row < end; ++row) kernels.step_row(step, row, scratch + worker * scratch_size);
   });
 }
 
@@ -206,10 +220,10 @@ bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, T
     return false;
   }
   bool is_hot = false, is_top_k = false, is_top_p = false, is_min_p = false;
-  if (!take_parameter(temperature, device, num_rows, 0.0, INFINITY, &step.temperature, &is_hot) ||
-      !take_parameter(top_k, device, num_rows, 0.0, INFINITY, &step.top_k, &is_top_k) ||
-      !take_parameter(top_p, device, num_rows, 1.0, 1.0, &step.top_p, &is_top_p) ||
-      !take_parameter(min_p, device, num_rows, 0.0, 1.0, &step.min_p, &is_min_p)) {
+  if (!take_parameter(temperature, device, num_rows, 0.0, INFINITY, false, &step.temperature, &is_hot) ||
+      !take_parameter(top_k, device, num_rows, 0.0, INFINITY, true, &step.top_k, &is_top_k) ||
+      !take_parameter(top_p, device, num_rows, 1.0, 1.0, false, &step.top_p, &is_top_p) ||
+      !take_parameter(min_p, device, num_rows, 0.0, 1.0, false, &step.min_p, &is_min_p)) {
     return false;
   }
   step.is_cut = is_top_k || is_top_p || is_min_p;

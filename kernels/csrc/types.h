@@ -141,7 +141,7 @@ struct Commands {
   Rows<const int32_t> wide_action;
   const int64_t* digit_scale = nullptr;
   const int64_t* digit_value = nullptr;
-  int64_t num_states = 0;
+  int64_t num_states = 0, num_actions = 0;
 };
 
 // One step of the rows behind their logits; see relay_step/reference.py.

@@ -42,10 +42,14 @@ def native_function(name: str) -> Any:
 
 
 def run_native(name: str, *arguments: Any) -> bool:
-    """Whether a function of the library took its arguments and did its work. Else nothing was done: the library refuses
-    what does not fit, and cannot be given tensors without memory (meta)."""
+    """Calls a function of the library; returns False, and nothing was done, if the library refuses the arguments.
+
+    It refuses what does not fit. Tensors without memory (meta) and integers beyond 64 bits do not even get there.
+    """
     try:
         return bool(native_function(name)(*arguments))
+    except OverflowError:
+        return False
     except RuntimeError:
         if any(isinstance(argument, Tensor) and argument.is_meta for argument in arguments):
             return False

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from relay_lightning.engine.blocks import Blocks, can_run_blocks
 from relay_lightning.engine.kv_cache import SlotKVCache
+from relay_lightning.engine.turns import DECODING
 from relay_lightning.models.architecture import check_supported, eos_token_ids, max_context
 from relay_lightning.models.settings import FLASH_ATTENTION
 from relay_lightning.models.sharding import gathered
@@ -39,6 +40,7 @@ class LocalEngine:
         self._max_context = max_context
         self._attention_backend = "auto"
         self._cache = SlotKVCache(0, 0, self.device)
+        self._is_in_session = False
 
     @property
     def vocab_size(self) -> int:
@@ -67,9 +69,23 @@ class LocalEngine:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """No gradients, no dropout, attention over slots, all weights at hand; afterwards all is as it was."""
-        with gathered(self.model), self._in_slots(), torch.no_grad():
-            yield
+        """No gradients, no dropout, attention over slots, all weights at hand; afterwards all is as it was.
+
+        Waits while another thread decodes. Raises RuntimeError inside a session of the same engine, whose cache it
+        would overwrite.
+        """
+        with DECODING:
+            if self._is_in_session:
+                raise RuntimeError(
+                    "this model is decoding already: generate cannot be called inside a generate of the same pair,"
+                    " such as from its on_progress"
+                )
+            self._is_in_session = True
+            try:
+                with gathered(self.model), self._in_slots(), torch.no_grad():
+                    yield
+            finally:
+                self._is_in_session = False
 
     @contextmanager
     def _in_slots(self) -> Iterator[None]:
@@ -77,9 +93,9 @@ class LocalEngine:
         attention = self.model.config._attn_implementation
         is_flash = attention == FLASH_ATTENTION and self.device.type == "cuda"
         self._attention_backend = "flash" if is_flash else "auto"
-        self.model.eval()
-        self.model.config._attn_implementation = SLOT_ATTENTION
         try:
+            self.model.eval()
+            self.model.config._attn_implementation = SLOT_ATTENTION
             yield
         finally:
             self._blocks = None

@@ -14,6 +14,7 @@ import torch
 from relay_lightning.engine.base import TokenEngine
 from relay_lightning.engine.cuda_graphs import Capture, CudaCapture
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.engine.turns import DECODING
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.policies import Policy, make_policy
@@ -93,7 +94,8 @@ class RelayDecoder:
         on_progress is told how many completions are finished, whenever that grows.
 
         Raises ValueError for a prompt that does not fit the student's context (naming its id) and for an argument out
-        of range, RuntimeError when memory does not even suffice for one slot.
+        of range, RuntimeError when memory does not even suffice for one slot, or when called from `on_progress` of the
+        same pair. Calls of several threads take turns.
         """
         options = RunOptions(
             sampling,
@@ -107,9 +109,9 @@ class RelayDecoder:
             self.steps_per_look,
         )
         self._check(options, requests)
-        self.stats = DecodeStats()
         # A session may be a matter of all processes, so it is opened even for no requests.
-        with self.student.session(), self.teacher.session() if self.teacher else nullcontext():
+        with DECODING, self.student.session(), self.teacher.session() if self.teacher else nullcontext():
+            self.stats = DecodeStats()
             return self._decode(requests, options, on_progress or (lambda _: None))
 
     def _decode(

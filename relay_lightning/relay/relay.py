@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.engine.turns import DECODING
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.policies import Policy
@@ -43,18 +44,20 @@ class Relay:
         """One completion per prompt, in their order.
 
         prompts: questions, which are put into the student's chat template, or token ids, which are taken as they are.
-        The other arguments, and what is raised, are those of `RelayDecoder.generate`. Prompt i has prompt id i.
+        The other arguments, and what is raised, are those of `RelayDecoder.generate`. Prompt i has prompt id i. Calls
+        of several threads take turns.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list of questions or of token ids, not one string")
-        requests = [RelayRequest(self.make_prompt(index, prompt)) for index, prompt in enumerate(prompts)]
-        return self.decoder.generate(
-            requests,
-            sampling or SamplingParams(),
-            teacher_sampling=teacher_sampling,
-            seed=seed,
-            policy=policy,
-            max_calls=max_calls,
-            max_call_tokens=max_call_tokens,
-            eos_policy=eos_policy,
-        )
+        with DECODING:  # Tokenizers, too, serve one thread at a time.
+            requests = [RelayRequest(self.make_prompt(index, prompt)) for index, prompt in enumerate(prompts)]
+            return self.decoder.generate(
+                requests,
+                sampling or SamplingParams(),
+                teacher_sampling=teacher_sampling,
+                seed=seed,
+                policy=policy,
+                max_calls=max_calls,
+                max_call_tokens=max_call_tokens,
+                eos_policy=eos_policy,
+            )

@@ -17,6 +17,9 @@ HAS_CUDA = torch.cuda.is_available()
 TRITON = ["triton"] if INTERPRETED else [pytest.param("triton", marks=pytest.mark.gpu)] * HAS_CUDA
 BACKENDS = TRITON if INTERPRETED else ["reference", pytest.param("native", marks=needs_library), *TRITON]
 DTYPES = [torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]  # the interpreter cuts bf16 off
+EXACTLY = {} if INTERPRETED else {"rtol": 0.0, "atol": 0.0}
+"""Tolerances of Triton's results that must have the same bits on a device. The interpreter's products are numpy's,
+whose library sums up in an order of its own."""
 EPS = 1e-6
 
 

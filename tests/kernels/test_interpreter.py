@@ -42,6 +42,7 @@ def run_interpreted(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(1800)  # a file waits for those before it, and beside a busy program the interpreter takes its time
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the Triton tests run on the device itself")
 @pytest.mark.parametrize(
     "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in PATHS]

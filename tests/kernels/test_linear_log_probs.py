@@ -240,6 +240,8 @@ def test_vocabulary_of_qwen_errs_no_more_than_naive():
         ({"targets": torch.tensor([0, 1, 5, 0])}, "targets"),
         ({"targets": torch.tensor([0, 1, -100, 0])}, "targets"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
         ({"backend": "abacus"}, "backend"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_backends import DTYPES, EPS, TRITON, rms_norm, spread, strided, wide
+from kernel_backends import DTYPES, EPS, EXACTLY, TRITON, rms_norm, spread, strided, wide
 from relay_kernels import add_rms_norm, norm_linear, silu_mul
 from relay_kernels.norm_linear import MAX_ROWS
 from torch.nn import functional
@@ -72,7 +72,7 @@ def test_a_row_is_the_same_whatever_lies_beside_it(backend, draw, draw_layers, i
     hidden[:7], hidden[8:] = float("inf"), float("nan")
     [beside, *_], other_total = run(hidden, residual)
     [alone, *_], alone_total = run(hidden[7:8], residual[7:8])
-    exactly = {"rtol": 0, "atol": 0} if backend == "triton" else {}  # a library may sum up otherwise for other shapes
+    exactly = EXACTLY if backend == "triton" else {}  # a library may sum up otherwise beside other rows
     for row, row_total in ((beside[7], other_total[7]), (alone[0], alone_total[0])):
         torch.testing.assert_close(row, first[7], **exactly)
         assert torch.equal(row_total, total[7])
@@ -188,6 +188,7 @@ def test_triton_does_not_run_under_autocast(backend, draw, draw_layers):
     [
         ("hidden", {"hidden": lambda x: x[0, 0]}),
         ("hidden", {"hidden": torch.Tensor.long}),
+        ("eps", {"eps": lambda _: float("nan")}),
         ("norm_weight", {"norm_weight": lambda x: x[:7]}),
         ("norm_weight", {"norm_weight": lambda x: x.repeat_interleave(2)[::2]}),
         ("residual", {"residual": lambda x: x[:1]}),
@@ -208,7 +209,7 @@ def test_triton_does_not_run_under_autocast(backend, draw, draw_layers):
 def test_a_bad_argument_is_named(draw, draw_layers, name, change):
     norm, weights, biases = draw_layers(16, (3, 4))
     arguments = {"hidden": draw(2, 16), "norm_weight": norm, "weights": weights, "biases": biases}
-    arguments |= {"residual": draw(2, 16), "is_gated": False}
+    arguments |= {"residual": draw(2, 16), "is_gated": False, "eps": EPS}
     arguments |= {changed: function(arguments[changed]) for changed, function in change.items()}
     with pytest.raises(ValueError, match=f"^{name} "):
-        norm_linear(**arguments, eps=EPS)
+        norm_linear(**arguments)

@@ -181,6 +181,14 @@ def test_a_bad_argument_is_named(backend, draw, op, name, change):
         op(**arguments, **eps, backend=backend)
 
 
+@pytest.mark.parametrize("eps", [float("nan"), float("inf"), -1e-6, -(10**30)])
+@pytest.mark.parametrize("op", [add_rms_norm, rotate_heads])
+def test_an_epsilon_that_gives_no_number_is_refused(backend, draw, op, eps):
+    arguments = {argument: draw(*shape) for argument, shape in ARGUMENTS[op].items()}
+    with pytest.raises(ValueError, match=r"^eps must be finite and at least 0"):
+        op(**arguments, eps=eps, backend=backend)
+
+
 def test_integers_are_refused(draw):
     rows = draw(3, 8)
     with pytest.raises(ValueError, match=r"hidden must be a float tensor .* not torch.int64"):

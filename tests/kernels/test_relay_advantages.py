@@ -169,6 +169,7 @@ def test_strided_inputs_give_what_contiguous_ones_give():
         ({"num_teacher_tokens": torch.zeros(5, dtype=torch.int64)}, "num_teacher_tokens"),
         ({"num_completion_tokens": torch.ones(4)}, "num_completion_tokens"),
         ({"num_calls": torch.zeros(4, dtype=torch.bool)}, "num_calls"),
+        ({"bonus": float("nan")}, "bonus"),
     ],
 )
 def test_error_names_the_argument_when_it_is_wrong(change, name):

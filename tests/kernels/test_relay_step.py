@@ -111,7 +111,7 @@ def test_subset_of_slots_gives_the_same_rows_as_all_of_them():
     slots = torch.tensor([4, 1])
     relay_step(logits[slots], some, writer="student", eos_token_ids=EOS, table=TABLE, seed=4, slots=slots)
     for field in fields(RelayStepState):
-        assert torch.equal(getattr(some, field.name)[slots], getattr(everyone, field.name)[slots])
+        torch.testing.assert_close(getattr(some, field.name)[slots], getattr(everyone, field.name)[slots])
     assert some.num_tokens.tolist() == [0, 1, 0, 0, 1]
 
 

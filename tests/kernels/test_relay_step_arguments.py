@@ -116,6 +116,12 @@ def test_a_tensor_of_the_table_is_refused_by_name(backend, device, name, by):
         ("top_p", lambda _: 1.5),
         ("min_p", lambda x: x[0]),
         ("min_p", lambda _: -0.5),
+        ("top_k", lambda _: 1.5),
+        ("top_k", lambda _: float("inf")),
+        ("top_k", lambda _: 10**30),
+        ("top_p", lambda _: float("nan")),
+        ("state.num_tokens", lambda x: x[:1].expand(NUM_SLOTS)),
+        ("state.tokens", lambda x: x[:1].expand(NUM_SLOTS, -1)),
     ],
 )
 def test_an_argument_is_refused_by_name(backend, device, name, by):
@@ -134,6 +140,21 @@ def test_an_argument_is_refused_by_name(backend, device, name, by):
         ("state.num_tokens", lambda x: x + MAX_TOKENS),
         ("state.num_tokens", lambda x: x - 1),
         ("state.command_state", lambda x: x + NUM_STATES),
+        ("state.command_state", lambda x: x - 2**62),
+        ("slots", lambda x: x * 0),
+        ("slots", lambda x: (x * 0 + 1).int()),
+        ("slots", lambda x: x + 2**62),
+        ("state.num_tokens", lambda x: x + 2**63 - 1),
+        ("table.digit_action", lambda x: x + 30_000),
+        ("table.digit_action", lambda x: x.int() - 2**31),
+        ("table.digit_action", lambda x: x + 2),
+        ("table.next_state", lambda x: x + NUM_STATES),
+        ("temperature", lambda x: x * float("nan")),
+        ("temperature", lambda x: -x),
+        ("top_k", lambda x: -x),
+        ("top_k", lambda x: x + 0.5),
+        ("top_p", lambda x: x + 1.0),
+        ("min_p", lambda x: x * float("inf")),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name_where_it_can_be_seen(backend, device, name, by):
@@ -142,6 +163,42 @@ def test_a_value_out_of_range_is_refused_by_name_where_it_can_be_seen(backend, d
     call = make(device)
     change(call, name, by)
     refuses(call, backend, name)
+
+
+def test_more_rows_than_slots_are_refused(backend, device):
+    call = make(device)
+    rows = torch.tensor([0, 1, 0], device=device)
+    call |= {"logits": torch.randn(3, VOCAB_SIZE, device=device), "slots": rows}
+    call |= {name: torch.ones(3, device=device) for name in ("temperature", "top_k", "top_p", "min_p")}
+    refuses(call, backend, "slots")
+
+
+def test_a_table_is_looked_at_again_when_it_was_written_to(backend, device):
+    if device.type == "cuda":
+        pytest.skip("the step never waits for the device")
+    call = make(device)
+    relay_step(**call, backend=backend)
+    call["table"].digit_action[0, 3] = 7
+    refuses(call, backend, "table.digit_action")
+    call["table"].digit_action[0, 3] = 1
+    relay_step(**call, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_slots_may_be_of_either_integer_type(backend, device, dtype):
+    call = make(device)
+    call["slots"] = torch.tensor([1, 0], dtype=dtype, device=device)
+    relay_step(**call, backend=backend)
+    assert call["state"].num_tokens.tolist() == [1, 1]
+
+
+def test_a_number_beyond_any_command_wraps_around_as_in_pytorch(backend, device):
+    call = make(device)
+    call["table"].digit_scale.fill_(10**9)
+    call["state"].command_n.fill_(2**62 + 1)
+    relay_step(**call, backend=backend)
+    expected = (torch.tensor(2**62 + 1) * 10**9).clamp(max=10**9 - 1)
+    assert call["state"].command_n.tolist() == [expected] * NUM_SLOTS
 
 
 def test_logits_without_a_vocabulary_are_refused_by_name(backend, device):

@@ -157,9 +157,10 @@ template <typename T>
 void append(const Attention<T>& a, int64_t row, int64_t kv_head) {
   const int64_t slot = a.slots[row], start = a.cache_seqlens[row], count = a.num_new[row];
   for (int64_t t = 0; t < count; ++t) {
-    __builtin_memcpy(a.key_cache.at(slot, start + t, kv_head), a.new_key.at(row, t, kv_head), a.head_size * sizeof(T));
-    __builtin_memcpy(a.value_cache.at(slot, start + t, kv_head), a.new_value.at(row, t, kv_head),
-                     a.head_size * sizeof(T));
+    // Not memcpy: the new tokens may be views of the cache.
+    __builtin_memmove(a.key_cache.at(slot, start + t, kv_head), a.new_key.at(row, t, kv_head), a.head_size * sizeof(T));
+    __builtin_memmove(a.value_cache.at(slot, start + t, kv_head), a.new_value.at(row, t, kv_head),
+                      a.head_size * sizeof(T));
   }
 }
 

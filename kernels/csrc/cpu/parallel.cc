@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <vector>
+
 namespace relay {
 namespace {
 
@@ -13,6 +15,12 @@ GompParallel find_runtime() {
 }
 
 }  // namespace
+
+float* reserve_scratch(int64_t count) {
+  static thread_local std::vector<float> scratch;
+  if (scratch.size() < static_cast<size_t>(count)) scratch.resize(static_cast<size_t>(count));
+  return scratch.data();
+}
 
 bool has_threads() { return find_runtime() != nullptr; }
 

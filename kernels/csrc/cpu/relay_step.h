@@ -8,14 +8,14 @@ namespace RELAY_ISA {
 namespace {
 
 // scratch: `step_scratch` floats.
-void step_row(const RelayStep& step, int64_t row, float* scratch) {
-  const int64_t slot = step.slots[row];
-  if (step.status[slot] != step.writer) return;
+void step_row(const RelayStep& step, int64_t index, float* scratch) {
+  StepRow row;
+  if (!take_row(step, index, &row)) return;
   const SamplingParameters parameters = {
-      static_cast<float>(step.temperature[row]), static_cast<float>(step.top_p[row]),
-      static_cast<float>(step.min_p[row]), static_cast<int64_t>(step.top_k[row]), step.is_cut};
-  const float uniform = parameters.temperature == 0.0f ? 0.0f : take_uniform(step, slot);
-  finish_row(step, slot, sample(step.logits, row, parameters, uniform, find_banned(step, slot), scratch));
+      static_cast<float>(step.temperature[index]), static_cast<float>(step.top_p[index]),
+      static_cast<float>(step.min_p[index]), take_top_k(step, index), step.is_cut};
+  const float uniform = parameters.temperature == 0.0f ? 0.0f : take_uniform(step, row);
+  finish_row(step, row, sample(step.logits, index, parameters, uniform, find_banned(step, row), scratch));
 }
 
 }  // namespace

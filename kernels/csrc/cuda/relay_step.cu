@@ -27,6 +27,8 @@ struct Shared {
   Weight weights[kWarps];
   Weight bins[kBins];
   Weight found[2];
+  StepRow row;
+  bool is_stepped;
   Weight pieces[1];  // as many as the row has
 };
 
@@ -293,13 +295,17 @@ template <typename L>
 __global__ void __launch_bounds__(kThreads) step_kernel(const RelayStep step) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const int64_t index = blockIdx.x, slot = step.slots[index];
-  if (step.status[slot] != step.writer) return;
+  const int64_t index = blockIdx.x;
+  // One thread reads the row for all: were another block at work on the same slot, they would not all read the same.
+  if (threadIdx.x == 0) shared.is_stepped = take_row(step, index, &shared.row);
+  __syncthreads();
+  if (!shared.is_stepped) return;
+  const StepRow mine = shared.row;
   const float temperature = static_cast<float>(step.temperature[index]);
   const bool is_greedy = temperature == 0.0f;
   Row<L> row{static_cast<const L*>(step.logits.data) + index * step.logits.row_stride, step.logits.stride,
              step.logits.vocab_size, is_greedy ? 1.0f : temperature};
-  row.banned = find_banned(step, slot);
+  row.banned = find_banned(step, mine);
   const bool is_number = take_log_softmax(shared, row);
   Sample sampled{};
   if (is_greedy) {
@@ -308,18 +314,18 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const RelayStep step) {
   } else if (!is_number) {
     sampled = {row.size - 1, NAN, NAN};
   } else {
-    const uint32_t cut = step.is_cut ? find_cut(shared, row, static_cast<int64_t>(step.top_k[index]),
+    const uint32_t cut = step.is_cut ? find_cut(shared, row, take_top_k(step, index),
                                                 static_cast<float>(step.top_p[index]),
                                                 static_cast<float>(step.min_p[index]))
                                      : 0;
     Weight total = 0;
-    sampled.token = draw(shared, row, cut, take_uniform(step, slot), &total);
+    sampled.token = draw(shared, row, cut, take_uniform(step, mine), &total);
     sampled.log_prob = row.log_prob_of(sampled.token);
     const bool is_whole = row.banned == nullptr && !step.is_cut;
     const float kept = static_cast<float>(static_cast<double>(total) / kOne);
     sampled.sampling_log_prob = is_whole ? sampled.log_prob : sampled.log_prob - logf(kept);
   }
-  if (threadIdx.x == 0) finish_row(step, slot, sampled);
+  if (threadIdx.x == 0) finish_row(step, mine, sampled);
 }
 
 template <typename L>

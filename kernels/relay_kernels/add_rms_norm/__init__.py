@@ -26,7 +26,7 @@ def add_rms_norm(
     chosen = choose_backend_for("add_rms_norm", backend, hidden, weight, residual, names=NAMES, why_not=why_not)
     if chosen == "native":
         return add_rms_norm_native(hidden, weight, eps, residual)
-    check_add_rms_norm(hidden, weight, residual)
+    check_add_rms_norm(hidden, weight, eps, residual)
     if chosen == "triton":
         from relay_kernels.add_rms_norm.triton_impl import add_rms_norm_triton
 

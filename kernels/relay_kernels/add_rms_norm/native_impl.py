@@ -15,7 +15,7 @@ def add_rms_norm_native(hidden: Tensor, weight: Tensor, eps: float, residual: Te
     total = None if residual is None else torch.empty_like(hidden, memory_format=torch.contiguous_format)
     num_threads = torch.get_num_threads()
     if not run_native("add_rms_norm", normed, total, hidden, residual, weight, eps, num_threads):
-        check_add_rms_norm(hidden, weight, residual)
+        check_add_rms_norm(hidden, weight, eps, residual)
         # In order, so it is the strides that do not suit.
         rows = None if residual is None else residual.contiguous()
         if not run_native("add_rms_norm", normed, total, hidden.contiguous(), rows, weight, eps, num_threads):

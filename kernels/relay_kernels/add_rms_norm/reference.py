@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relay_kernels.checks import check_rows, check_weight
+from relay_kernels.checks import check_epsilon, check_rows, check_weight
 
 
 def add_rms_norm_reference(
@@ -19,9 +19,10 @@ def add_rms_norm_reference(
     return (wide * scale * weight).to(dtype), total
 
 
-def check_add_rms_norm(hidden: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+def check_add_rms_norm(hidden: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> None:
     """Raises ValueError unless the arguments are those of `add_rms_norm`."""
     check_rows("hidden", hidden)
     check_weight("weight", weight, hidden.shape[-1], hidden.device)
     if residual is not None:
         check_rows("residual", residual, like=hidden, like_name="hidden")
+    check_epsilon(eps)

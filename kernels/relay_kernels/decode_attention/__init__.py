@@ -35,8 +35,10 @@ def append_kv(
 
     key_cache, value_cache: [S, L, K, D] float; new_key, new_value: [B, T, K, D] of the same dtype; cache_seqlens: [B]
     int32 or int64, tokens already in the cache (left unchanged); num_new: [B] int, None for T everywhere; slots: [B]
-    int, distinct, None for row b = slot b. A row without new tokens may have any length. Raises ValueError that names
-    the argument. Values on a CUDA device are not read back: there a token beyond the capacity is dropped.
+    int, distinct, None for row b = slot b. A row without new tokens may have any length, of 0 or more. Raises
+    ValueError that names the argument. Values on a CUDA device are not read back. There Triton drops tokens beyond the
+    capacity and all of a row whose length is negative or whose slot does not exist; rows with one slot overwrite each
+    other. FlashAttention checks no slots.
     """
     arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
     chosen = choose_backend_for(
@@ -91,8 +93,8 @@ def decode_attention(
     )
     if chosen == "native":
         return decode_attention_native(*arguments, scale)
-    check_attention(*arguments)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    check_attention(*arguments, scale)
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
     if chosen == "flash":
         return decode_attention_flash(*arguments, scale)
     if chosen == "triton":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from relay_kernels.checks import check_slots, has_shared_elements
 
 
 def check_append(
@@ -17,7 +21,7 @@ def check_append(
 ) -> None:
     """Raises ValueError unless the arguments are those of `append_kv`."""
     _check_caches(key_cache, value_cache, "key_cache", "value_cache")
-    _check_new(new_key, new_value, key_cache)
+    _check_new(new_key, new_value, key_cache, value_cache)
     _check_rows(new_key.shape[:2], key_cache, cache_seqlens, num_new, slots)
 
 
@@ -30,14 +34,17 @@ def check_attention(
     new_value: Tensor | None,
     num_new: Tensor | None,
     slots: Tensor | None,
+    scale: float | None,
 ) -> None:
     """Raises ValueError unless the arguments are those of `decode_attention`."""
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, not {scale}")
     _check_caches(key_cache, value_cache, "key_cache", "value_cache")
     _check_query(query, key_cache)
     if (new_key is None) != (new_value is None):
         raise ValueError("new_key and new_value go together; one of them is None")
     if new_key is not None and new_value is not None:
-        _check_new(new_key, new_value, key_cache)
+        _check_new(new_key, new_value, key_cache, value_cache)
         if new_key.shape[:2] != query.shape[:2]:
             raise ValueError(f"new_key has [B, T] = {list(new_key.shape[:2])}, query has {list(query.shape[:2])}")
     _check_rows(query.shape[:2], key_cache, cache_seqlens, num_new, slots)
@@ -63,8 +70,12 @@ def _check_caches(key_cache: Tensor, value_cache: Tensor, key_name: str, value_n
         )
 
 
-def _check_new(new_key: Tensor, new_value: Tensor, key_cache: Tensor) -> None:
+def _check_new(new_key: Tensor, new_value: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
     _check_caches(new_key, new_value, "new_key", "new_value")
+    if has_shared_elements(key_cache):
+        raise ValueError(f"key_cache must not share elements between places, its strides are {key_cache.stride()}")
+    if has_shared_elements(value_cache):
+        raise ValueError(f"value_cache must not share elements between places, its strides are {value_cache.stride()}")
     if new_key.shape[2:] != key_cache.shape[2:] or (new_key.dtype, new_key.device) != (
         key_cache.dtype,
         key_cache.device,
@@ -119,13 +130,11 @@ def _check_values(
     num_tokens: int, key_cache: Tensor, cache_seqlens: Tensor, num_new: Tensor | None, slots: Tensor | None
 ) -> None:
     added = torch.full_like(cache_seqlens, num_tokens) if num_new is None else num_new
+    capacity = key_cache.shape[1]
     if num_new is not None and (int(num_new.min()) < 0 or int(num_new.max()) > num_tokens):
         raise ValueError(f"num_new must lie in 0..{num_tokens}, it holds {int(num_new.min())}..{int(num_new.max())}")
-    if int(cache_seqlens.min()) < 0 or int(((cache_seqlens + added) * (added > 0)).max()) > key_cache.shape[1]:
-        raise ValueError(
-            f"cache_seqlens plus the new tokens must lie in 0..{key_cache.shape[1]}, the capacity of a slot"
-        )
-    if slots is not None and (int(slots.min()) < 0 or int(slots.max()) >= key_cache.shape[0]):
-        raise ValueError(
-            f"slots must lie in 0..{key_cache.shape[0] - 1}, it holds {int(slots.min())}..{int(slots.max())}"
-        )
+    # Compared by a difference: the sum of a length and the new tokens may exceed its integer type.
+    if int(cache_seqlens.min()) < 0 or bool(((added > 0) & (cache_seqlens > capacity - added)).any()):
+        raise ValueError(f"cache_seqlens plus the new tokens must lie in 0..{capacity}, the capacity of a slot")
+    if slots is not None:
+        check_slots(slots, key_cache.shape[0])

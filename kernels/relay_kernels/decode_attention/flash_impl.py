@@ -52,14 +52,17 @@ def decode_attention_flash(
         append_kv(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new=num_new, slots=slots)
         new_key = new_value = None
     # With new tokens FlashAttention wants the length before them, without them that of all it may see.
-    lengths = cache_seqlens if new_key is not None else cache_seqlens + (num_tokens if num_new is None else num_new)
+    capacity = key_cache.shape[1]
+    lengths = cache_seqlens.clamp(0, capacity)
+    if new_key is None:
+        lengths = (lengths + (num_tokens if num_new is None else num_new)).clamp(0, capacity)
     output: Tensor = flash_attn_with_kvcache(
         query if num_new is None or num_tokens == 1 else _to_the_right(query, num_new),
         key_cache if slots is not None else key_cache[:num_rows],
         value_cache if slots is not None else value_cache[:num_rows],
         new_key,
         new_value,
-        cache_seqlens=lengths.clamp(max=key_cache.shape[1]).to(torch.int32).contiguous(),
+        cache_seqlens=lengths.to(torch.int32).contiguous(),
         cache_batch_idx=None if slots is None else slots.to(torch.int32).contiguous(),
         softmax_scale=scale,
         causal=True,

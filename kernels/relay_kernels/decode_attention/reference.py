@@ -24,7 +24,7 @@ def append_kv_reference(
     if num_tokens == 0:
         return
     position = cache_seqlens.long()[:, None] + torch.arange(num_tokens, device=device)  # [B, T]
-    is_new = _is_new(num_rows, num_tokens, num_new, device) & (position < capacity)
+    is_new = _is_new(num_rows, num_tokens, num_new, device) & (position >= 0) & (position < capacity)
     slot = torch.arange(num_rows, device=device) if slots is None else slots.long()
     # To pick the new tokens out would wait for the device. So all are written, padding with what is there already;
     # taken modulo the capacity, the places of a row are distinct.

@@ -88,6 +88,7 @@ def _split_kernel(
     num_tokens,
     num_kv_heads,
     capacity,
+    num_slots,
     num_splits,
     split_length,
     qk_scale,
@@ -106,10 +107,13 @@ def _split_kernel(
     query_block = tl.program_id(1) // num_kv_heads
     split = tl.program_id(2)
 
-    length = tl.minimum(tl.load(cache_seqlens_ptr + row).to(tl.int32), capacity)
-    num_new = tl.load(num_new_ptr + row).to(tl.int32) if num_new_ptr is not None else num_tokens
-    num_new = tl.minimum(num_new, num_tokens)
+    cached = tl.load(cache_seqlens_ptr + row).to(tl.int64)
+    length = tl.minimum(tl.maximum(cached, 0), capacity).to(tl.int32)
+    num_new = tl.load(num_new_ptr + row) if num_new_ptr is not None else num_tokens
     slot = tl.load(slots_ptr + row).to(tl.int64) if slots_ptr is not None else row
+    # A row of a negative length or a slot that does not exist has no new tokens.
+    is_row = (cached >= 0) & (slot >= 0) & (slot < num_slots)
+    num_new = tl.where(is_row, tl.minimum(num_new, num_tokens), 0).to(tl.int32)
 
     index = query_block * BLOCK_M + tl.arange(0, BLOCK_M)
     token = index // GROUP  # [M]
@@ -263,6 +267,7 @@ def _append_kernel(
     new_value_stride_k,
     num_tokens,
     capacity,
+    num_slots,
     HEAD_SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -273,10 +278,13 @@ def _append_kernel(
     token = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)
     dim = tl.arange(0, BLOCK_D)
     length = tl.load(cache_seqlens_ptr + row).to(tl.int64)
-    num_new = tl.load(num_new_ptr + row).to(tl.int32) if num_new_ptr is not None else num_tokens
+    num_new = tl.load(num_new_ptr + row) if num_new_ptr is not None else num_tokens
     slot = tl.load(slots_ptr + row).to(tl.int64) if slots_ptr is not None else row
+    # A row of a negative length or a slot that does not exist has no new tokens; nor has a length near 2 ** 63 room.
+    is_row = (length >= 0) & (length < capacity) & (slot >= 0) & (slot < num_slots)
     position = length + token
-    mask = ((token < num_new) & (token < num_tokens) & (position < capacity))[:, None] & (dim < HEAD_SIZE)[None, :]
+    is_new = is_row & (token < num_new) & (token < num_tokens) & (position < capacity)
+    mask = is_new[:, None] & (dim < HEAD_SIZE)[None, :]
     token = token.to(tl.int64)[:, None]
     position = position[:, None]
     key = tl.load(
@@ -332,6 +340,7 @@ def append_kv_triton(
             *new_value.stride()[:3],
             num_tokens,
             key_cache.shape[1],
+            key_cache.shape[0],
             HEAD_SIZE=head_size,
             BLOCK_T=block_t,
             BLOCK_D=triton.next_power_of_2(head_size),
@@ -389,6 +398,7 @@ def decode_attention_triton(
             num_tokens,
             num_kv_heads,
             capacity,
+            key_cache.shape[0],
             num_splits,
             SPLIT_LENGTH if num_splits > 1 else capacity,
             float(scale) * LOG2_E,

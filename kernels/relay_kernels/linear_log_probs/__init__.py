@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -52,8 +54,8 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
         raise ValueError(f"targets must have the shape [{hidden.shape[0]}]; got {list(targets.shape)}.")
     if targets.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"targets must be int64 or int32; got {targets.dtype}.")
-    if not temperature > 0.0:
-        raise ValueError(f"temperature must be positive; got {temperature}.")
+    if not (temperature > 0.0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be positive and finite; got {temperature}.")
     if targets.numel() > 0 and _can_look_at(targets):
         low, high = (int(bound) for bound in torch.aminmax(targets))
         if low < 0 or high >= weight.shape[0]:

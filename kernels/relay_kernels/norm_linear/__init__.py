@@ -35,7 +35,7 @@ def norm_linear(
     CPU, the norm, the linear layers and the gate run one after the other. Raises ValueError that names the argument.
     """
     biases = [None] * len(weights) if biases is None else biases
-    check_norm_linear(hidden, norm_weight, weights, biases, residual, is_gated)
+    check_norm_linear(hidden, norm_weight, eps, weights, biases, residual, is_gated)
     tensors = (norm_weight, residual, *weights, *biases)
     why_not = _why_not_triton(hidden, weights, biases)
     names = ("hidden", "norm_weight", "residual", *WEIGHTS[: len(weights)], *BIASES[: len(weights)])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from relay_kernels.add_rms_norm import add_rms_norm
-from relay_kernels.checks import check_rows, check_weight
+from relay_kernels.checks import check_epsilon, check_rows, check_weight
 from relay_kernels.silu_mul import silu_mul
 
 MAX_WEIGHTS = 3
@@ -35,6 +35,7 @@ def norm_linear_reference(
 def check_norm_linear(
     hidden: Tensor,
     norm_weight: Tensor,
+    eps: float,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     residual: Tensor | None,
@@ -44,6 +45,7 @@ def check_norm_linear(
     check_rows("hidden", hidden)
     size = hidden.shape[-1]
     check_weight("norm_weight", norm_weight, size, hidden.device)
+    check_epsilon(eps)
     if residual is not None:
         check_rows("residual", residual, like=hidden, like_name="hidden")
     if not 1 <= len(weights) <= MAX_WEIGHTS or (is_gated and len(weights) != 2):

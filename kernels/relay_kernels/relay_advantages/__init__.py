@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from relay_kernels.backends import choose_backend
@@ -46,6 +48,8 @@ def relay_advantages(
     check_samples("num_teacher_tokens", num_teacher_tokens, num_samples, device)
     check_samples("num_completion_tokens", num_completion_tokens, num_samples, device)
     check_samples("num_calls", num_calls, num_samples, device)
+    if not math.isfinite(bonus):
+        raise ValueError(f"bonus must be finite; got {bonus}.")
     if choose_backend("relay_advantages", backend, device) == "triton":
         from relay_kernels.relay_advantages.triton_impl import relay_advantages_triton as implementation
     else:

@@ -58,7 +58,9 @@ def relay_step(
     A row whose token is an end-of-sequence token stops; else one that reaches its token limit has status LENGTH; else
     a completed command gives CALLED; a teacher's row that reaches its span limit gives DELIVERED, and its
     end-of-sequence token TEACHER_STOP or, where `ends_on_teacher_eos` is False, TEACHER_ENDED without being written.
-    Raises ValueError that names the argument. Values on a CUDA device are not read back.
+    Raises ValueError that names the argument. Values on a CUDA device are not read back: there a row is left alone if
+    its slot does not exist, or its length or automaton state lies outside the state's tensors; an action that the table
+    does not have keeps n; the result of rows with one slot is not defined, but nothing is written outside the state.
     """
     check_logits(logits, state, writer, slots, table)
     call = (

@@ -11,12 +11,16 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
+from relay_kernels.checks import check_slots, has_shared_elements
 from relay_kernels.relay_step.commands import CommandTable
 from relay_kernels.relay_step.state import RelayStepState, Writer
 
 INTEGERS = (torch.int64, torch.int32)
 NUMBERS = (torch.float32, *INTEGERS)
+MAX_TOP_K = 2**31 - 1
+"""Beyond any vocabulary; Triton has 32 bits for it."""
 EMPTY = RelayStepState.empty(0, 0)
 """Has the dtypes and the numbers of dimensions of every state."""
 
@@ -37,8 +41,12 @@ def check_logits(
     num_rows = state.num_slots if slots is None else slots.numel()
     if logits.shape[0] != num_rows:
         raise ValueError(f"logits have {logits.shape[0]} rows for {num_rows} slots")
+    if num_rows > state.num_slots:
+        raise ValueError(f"slots are {num_rows} and the state has {state.num_slots}: some occur more than once")
     if table is not None and table.vocab_size != logits.shape[1]:
         raise ValueError(f"table is for a vocabulary of {table.vocab_size}, logits have {logits.shape[1]}")
+    if table is not None and logits.device.type == "cpu":
+        check_transitions(table)
 
 
 def check_step(
@@ -62,9 +70,8 @@ def check_step(
         raise ValueError(f"logits must have a vocabulary, they are {tuple(logits.shape)}")
     parameters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     for name, value in parameters.items():
-        most = 1.0 if name in ("top_p", "min_p") else math.inf
-        if not isinstance(value, Tensor) and not 0.0 <= value <= most:
-            raise ValueError(f"{name} must lie in [0, {most}], not {value}")
+        if not isinstance(value, Tensor):
+            _check_parameter(name, value)
     others = parameters | {"slots": slots, "eos_token_ids": eos_token_ids, "uniforms": uniforms}
     for name, tensor, shape, dtypes in _arguments(logits, state, table, others):
         if tuple(tensor.shape) != shape or tensor.dtype not in dtypes or tensor.device != logits.device:
@@ -72,6 +79,8 @@ def check_step(
                 f"{name} of relay_step must be {' or '.join(map(str, dtypes))} {shape} on {logits.device}, where the "
                 f"logits are, not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
+        if name.startswith("state.") and has_shared_elements(tensor):
+            raise ValueError(f"{name} must not share elements between slots, its strides are {tensor.stride()}")
         if contiguous_for is not None and not tensor.is_contiguous():
             raise ValueError(
                 f"{name} of relay_step must be contiguous for backend={contiguous_for!r}, its strides are "
@@ -79,6 +88,40 @@ def check_step(
             )
     if logits.device.type == "cpu":
         _check_values(state, slots, writer, table, eos_token_ids, logits.shape[1])
+        for name, value in parameters.items():
+            if isinstance(value, Tensor):
+                for number in value.unique().tolist():
+                    _check_parameter(name, number)
+
+
+def check_transitions(table: CommandTable) -> None:
+    """Raises ValueError unless the states and actions that `table`, on a CPU, refers to exist.
+
+    A table is looked at once, and again after PyTorch has written to it.
+    """
+    for name, tensor, stop in (
+        ("table.next_state", table.next_state, table.num_states),
+        ("table.digit_action", table.digit_action, table.digit_scale.numel()),
+    ):
+        if tensor.device.type != "cpu" or tensor.is_floating_point():
+            continue  # `check_step` names it.
+        version = (0 if tensor.is_inference() else tensor._version, stop)
+        if _checked_transitions.get(tensor) != version:
+            _check_range(name, tensor, stop)
+            _checked_transitions[tensor] = version
+
+
+_checked_transitions = WeakIdKeyDictionary()
+"""Tensors of command tables whose values are known to be in range: their versions, and the range."""
+
+
+def _check_parameter(name: str, value: float) -> None:
+    """Raises ValueError for a value that the sampling parameter `name` cannot have."""
+    most = 1.0 if name in ("top_p", "min_p") else math.inf
+    if not 0.0 <= value <= most:
+        raise ValueError(f"{name} must lie in [0, {most}], not {value}")
+    if name == "top_k" and (value > MAX_TOP_K or value != int(value)):
+        raise ValueError(f"top_k must be a whole number up to {MAX_TOP_K}, not {value}")
 
 
 def _arguments(
@@ -120,7 +163,7 @@ def _check_values(
     _check_range("eos_token_ids", eos_token_ids, vocab_size)
     if slots is None:
         slots = torch.arange(state.num_slots)
-    _check_range("slots", slots, state.num_slots)
+    check_slots(slots, state.num_slots)
     active = slots[state.status[slots] == int(writer)]
     _check_range("state.num_tokens", state.num_tokens[active], state.max_tokens)
     if table is not None:

@@ -30,6 +30,7 @@ def relay_step_reference(
     uniforms: Tensor | None,
 ) -> None:
     """See `relay_kernels.relay_step`."""
+    slots = None if slots is None else slots.long()
     position = _rows(state.num_tokens, slots)
     status = _rows(state.status, slots)
     is_active = status == int(writer)  # torch.compile takes a tensor never to equal a member of an enum

@@ -48,7 +48,7 @@ def _number(pointer, value, row):
     return number
 
 
-@triton.jit(do_not_specialize=["seed", "top_k"])
+@triton.jit(do_not_specialize=["seed", "top_k", "num_slots", "max_tokens", "num_states", "num_actions"])
 def step_kernel(
     logits_ptr,
     slots_ptr,
@@ -97,6 +97,10 @@ def step_kernel(
     vocab_size,
     num_splits,
     num_eos,
+    num_slots,
+    max_tokens,
+    num_states,
+    num_actions,
     WRITER: tl.constexpr,
     IS_STUDENT: tl.constexpr,
     STREAM: tl.constexpr,
@@ -117,9 +121,17 @@ def step_kernel(
     """Scans one split of one row; the last program of a row finishes it."""
     row = (tl.program_id(0) // num_splits).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64) if slots_ptr is not None else row
-    if tl.load(status_ptr + slot) != WRITER:
+    # A row whose values lead out of the state's tensors is left alone.
+    is_slot = (slot >= 0) & (slot < num_slots)
+    if tl.load(status_ptr + slot, mask=is_slot, other=0) != WRITER:
+        return
+    position = tl.load(num_tokens_ptr + slot)
+    if (position < 0) | (position >= max_tokens):
         return
     command_state = tl.load(command_state_ptr + slot) if HAS_TABLE else row
+    if HAS_TABLE:  # noqa: SIM102 - decided when it is compiled
+        if (command_state < 0) | (command_state >= num_states):
+            return
     can_call = tl.load(can_call_ptr + slot) != 0 if HAS_TABLE else False
     temperature = _number(temperature_ptr, temperature, row).to(tl.float32)
     is_greedy = temperature == 0.0
@@ -169,7 +181,6 @@ def step_kernel(
     piece = tl.arange(0, BLOCK_K)
     in_pieces = piece < num_pieces
     all_best = tl.load(piece_best_ptr + piece, mask=in_pieces, other=float("-inf"))
-    position = tl.load(num_tokens_ptr + slot)
 
     threshold = tl.full([], float("-inf"), tl.float32)
     uniform = 0.0
@@ -238,7 +249,9 @@ def step_kernel(
         if HAS_TABLE:
             cell = command_state * vocab_size + token
             action = tl.load(digit_action_ptr + cell).to(tl.int64)
-            n = tl.load(command_n_ptr + slot) * tl.load(digit_scale_ptr + action) + tl.load(digit_value_ptr + action)
+            has_action = (action >= 0) & (action < num_actions)  # else it keeps n
+            n = tl.load(command_n_ptr + slot) * tl.load(digit_scale_ptr + action, mask=has_action, other=1)
+            n += tl.load(digit_value_ptr + action, mask=has_action, other=0)
             is_call = (tl.load(is_complete_ptr + cell) != 0) & can_call & (is_full == 0)
             status = tl.where(is_call, CALLED, status)
             tl.store(command_state_ptr + slot, tl.load(next_state_ptr + cell).to(tl.int64))

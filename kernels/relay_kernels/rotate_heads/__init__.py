@@ -36,7 +36,7 @@ def rotate_heads(
     chosen = choose_backend_for("rotate_heads", backend, *arguments, names=NAMES)
     if chosen == "native":
         return rotate_heads_native(*arguments, eps)
-    check_rotate_heads(*arguments)
+    check_rotate_heads(*arguments, eps)
     if chosen == "triton":
         from relay_kernels.rotate_heads.triton_impl import rotate_heads_triton
 

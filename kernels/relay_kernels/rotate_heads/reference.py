@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relay_kernels.checks import check_weight
+from relay_kernels.checks import check_epsilon, check_weight
 
 
 def rotate_heads_reference(
@@ -34,7 +34,13 @@ def _rotate(heads: Tensor, cosine: Tensor, sine: Tensor, weight: Tensor | None, 
 
 
 def check_rotate_heads(
-    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, query_norm: Tensor | None, key_norm: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    query_norm: Tensor | None,
+    key_norm: Tensor | None,
+    eps: float,
 ) -> None:
     """Raises ValueError unless the arguments are those of `rotate_heads`."""
     for name, heads in (("query", query), ("key", key)):
@@ -60,3 +66,4 @@ def check_rotate_heads(
     for name, weight in (("query_norm", query_norm), ("key_norm", key_norm)):
         if weight is not None:
             check_weight(name, weight, size, query.device)
+    check_epsilon(eps)

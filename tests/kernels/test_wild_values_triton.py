@@ -1,0 +1,80 @@
+"""Triton's kernels stay inside their tensors whatever values the host cannot look at on a CUDA device."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from relay_kernels.decode_attention.triton_impl import append_kv_triton, decode_attention_triton
+from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, Writer
+from relay_kernels.relay_step.triton_impl import relay_step_triton
+
+WILD = [-5, 2**31, 2**62, -(2**63)]
+NUM_SLOTS, MAX_TOKENS, VOCAB_SIZE, NUM_STATES = 3, 6, 8, 3
+
+
+@pytest.mark.parametrize("wild", WILD)
+@pytest.mark.parametrize("name", ["cache_seqlens", "slots", "num_new"])
+@pytest.mark.parametrize("num_tokens", [1, 2])
+def test_attention_leaves_out_a_row_that_leads_out_of_the_cache(device, name, wild, num_tokens):
+    generator = torch.Generator().manual_seed(0)
+    caches = [torch.randn(3, 16, 2, 8, generator=generator).to(device) for _ in range(2)]
+    new = [torch.randn(2, num_tokens, 2, 8, generator=generator).to(device) for _ in range(2)]
+    query = torch.randn(2, num_tokens, 4, 8, generator=generator).to(device)
+    integers = {"cache_seqlens": [3, 4], "num_new": [num_tokens, 1], "slots": [2, 0]}
+    integers[name][1] = wild
+    rows = [torch.tensor(values, device=device) for values in integers.values()]
+    before = [cache.clone() for cache in caches]
+    output = decode_attention_triton(query, *caches, rows[0], *new, *rows[1:], 0.3)
+    append_kv_triton(*caches, *new, *rows)
+    assert output[0].all()
+    if name != "num_new" or wild < 0:
+        assert not output[1].any() or (name == "cache_seqlens" and wild > 0)
+        assert all(torch.equal(cache[:2], old[:2]) for cache, old in zip(caches, before, strict=True))
+    assert all(torch.equal(cache[2, 3 : 3 + num_tokens], each[0]) for cache, each in zip(caches, new, strict=True))
+
+
+def make_state(device: torch.device) -> RelayStepState:
+    state = RelayStepState.empty(NUM_SLOTS, MAX_TOKENS, device)
+    state.status.fill_(int(RowStatus.STUDENT))
+    state.token_limit.fill_(MAX_TOKENS)
+    return state
+
+
+def step(state: RelayStepState, slots: list[int], action: int, device: torch.device) -> None:
+    cells = (NUM_STATES, VOCAB_SIZE)
+    table = CommandTable(
+        next_state=torch.ones(cells, dtype=torch.uint8, device=device),
+        is_complete=torch.zeros(cells, dtype=torch.bool, device=device),
+        digit_action=torch.full(cells, action, dtype=torch.int32, device=device),
+        digit_scale=torch.full((2,), 10, device=device),
+        digit_value=torch.zeros(2, dtype=torch.int64, device=device),
+    )
+    logits = torch.randn(len(slots), VOCAB_SIZE, device=device)
+    rows, eos = torch.tensor(slots, device=device), torch.tensor([], dtype=torch.int64, device=device)
+    relay_step_triton(logits, state, rows, Writer.STUDENT, table, eos, 1.0, 0, 1.0, 0.0, True, 0, None)
+
+
+@pytest.mark.parametrize("wild", WILD)
+@pytest.mark.parametrize("name", ["slots", "num_tokens", "command_state"])
+def test_a_step_leaves_a_row_alone_that_leads_out_of_the_state(device, name, wild):
+    state, slots = make_state(device), [2, 0]
+    if name == "slots":
+        slots[1] = wild
+    else:
+        getattr(state, name)[0] = wild
+    before = {field.name: getattr(state, field.name).clone() for field in fields(state)}
+    step(state, slots, 1, device)
+    assert state.num_tokens[2] == 1
+    for field, values in before.items():
+        assert torch.equal(getattr(state, field)[:2], values[:2]), field
+
+
+@pytest.mark.parametrize("action", [-1, 2, 2**31 - 1, -(2**31)])
+def test_an_action_that_the_table_does_not_have_keeps_n(device, action):
+    state = make_state(device)
+    state.command_n.fill_(7)
+    step(state, [0, 1, 2], action, device)
+    assert state.command_n.tolist() == [7, 7, 7]
+    assert state.command_state.tolist() == [1, 1, 1]

@@ -33,8 +33,9 @@ NormLinear = Callable[[Tensor, Tensor | None], tuple[Sequence[Tensor], Tensor]]
 def can_run_blocks(model: Any) -> bool:
     """Whether `Blocks` computes what the decoder of `model` does."""
     config = model.config
-    has_default_rope = config.rope_parameters.get("rope_type", "default") == "default"
-    return config.model_type in MODEL_TYPES and has_default_rope and config.hidden_act == "silu"
+    if config.model_type not in MODEL_TYPES or config.hidden_act != "silu":
+        return False
+    return bool(config.rope_parameters.get("rope_type", "default") == "default")
 
 
 @dataclass(frozen=True, slots=True)

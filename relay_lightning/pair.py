@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from relay_lightning.data.chat_template import encode_prompt, make_prompt
 from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.probe import require_decodable
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.relay.bridge import TextBridge
@@ -79,6 +80,9 @@ def build_decoder(
     Where the two tokenizers differ, hand-overs go through text, and a warning says so. Raises ValueError for a model
     that the relay cannot run.
     """
+    for model in (student, teacher):
+        if model is not None:
+            require_decodable(model)
     student_engine = LocalEngine(student)
     teacher_engine = LocalEngine(teacher) if teacher is not None else None
     protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)

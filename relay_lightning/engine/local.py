@@ -19,7 +19,6 @@ from relay_lightning.models.architecture import (
     constant_rotation,
     eos_token_ids,
     max_context,
-    model_title,
 )
 from relay_lightning.models.evaluating import evaluating
 from relay_lightning.models.settings import FLASH_ATTENTION
@@ -145,8 +144,8 @@ class LocalEngine:
             _CACHE.reset(reset)
         if adapter.num_updates != cache.num_attended:
             raise ValueError(
-                f"{model_title(self.model)} does not attend through Transformers' attention interface, or is decoded"
-                " outside a session; relay decoding cannot use it"
+                f"{type(self.model).__name__} does not attend through Transformers' attention interface in every layer,"
+                " or is decoded outside a session; relay decoding cannot use it"
             )
         return outputs
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from relay_lightning.models.architecture import model_title
 
@@ -23,10 +24,22 @@ logger = logging.getLogger(__name__)
 
 PROBE_SCALES = (0.0, 1.0, 30.0, 1000.0)
 """Sizes of the largest logit of the probed tokens: a bias shows at 0, a soft cap at the large ones."""
-TOLERANCE = 0.02
-"""Largest error of a logit, relative to the token's largest one, that rounding to 16 bits explains."""
+TOLERANCES = {2: 0.02, 4: 1e-4, 8: 1e-4}
+"""Largest error of a logit that rounding explains, relative to the token's largest one, by bytes of a number."""
 _IS_LINEAR: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """What `has_linear_logits` found out, by model."""
+
+
+@dataclass
+class _DecoderOutput(ModelOutput):
+    """A decoder's output: its hidden states, and empty fields that models hand on."""
+
+    last_hidden_state: Tensor
+    past_key_values: None = None
+    hidden_states: None = None
+    attentions: None = None
+    cross_attentions: None = None
+    router_logits: None = None
 
 
 def model_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -64,20 +77,28 @@ def has_linear_logits(model: Any) -> bool:
     return _IS_LINEAR[model]
 
 
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a layer is nothing but its weight and bias: no adapter, not quantised, without hooks."""
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+
+
 @torch.no_grad()
 def _probe(model: Any, head: nn.Module) -> bool:
-    if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
+    if not is_plain_linear(head):
         return False
-    weight = head.weight
+    weight: Tensor = head.weight
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(PROBE_SCALES), weight.shape[1], generator=generator).to(weight)
     largest = functional.linear(hidden, weight).abs().amax(dim=-1, keepdim=True).clamp(min=1e-6)
     hidden = hidden * (torch.tensor(PROBE_SCALES)[:, None].to(weight) / largest)
-    expected, found = functional.linear(hidden, weight, head.bias).float(), model_logits(model, hidden).float()
+    # Autocast would keep the weight it casts here, without gradients, for the training pass around it.
+    with torch.autocast(weight.device.type, enabled=False):
+        expected, found = functional.linear(hidden, weight, head.bias), model_logits(model, hidden)
     if found.shape != expected.shape:
         return False
-    error = (found - expected).abs().amax(dim=-1)
-    return bool((error <= TOLERANCE * expected.abs().amax(dim=-1)).all())
+    error = (found - expected).float().abs().amax(dim=-1)
+    tolerance = TOLERANCES[min(found.dtype.itemsize, expected.dtype.itemsize)]
+    return bool((error <= tolerance * expected.float().abs().amax(dim=-1)).all())
 
 
 @contextmanager
@@ -85,9 +106,9 @@ def _decoder_returning(decoder: nn.Module, hidden: Tensor) -> Iterator[list[None
     """Within it a forward pass of `decoder` only returns `hidden`; the list has one entry per pass."""
     calls: list[None] = []
 
-    def forward(*_args: Any, **_kwargs: Any) -> MoeModelOutputWithPast:
+    def forward(*_args: Any, **_kwargs: Any) -> _DecoderOutput:
         calls.append(None)
-        return MoeModelOutputWithPast(last_hidden_state=hidden)
+        return _DecoderOutput(last_hidden_state=hidden)
 
     own = decoder.__dict__.get("forward")
     decoder.forward = forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
@@ -110,4 +111,9 @@ def _bridge(
 def _prompt(tokenizer: PreTrainedTokenizerBase, prompt_id: int, question: str | Sequence[int]) -> Prompt:
     if isinstance(question, str):
         return make_prompt(tokenizer, prompt_id, question)
-    return Prompt(prompt_id, tuple(question), text=tokenizer.decode(list(question)))
+    try:
+        token_ids = tuple(map(operator.index, question))
+    except TypeError:
+        raise ValueError(f"prompt {prompt_id} must be a text or a list of token ids, not {question!r}") from None
+    # The decoder refuses ids that no model has; a tokenizer fails on them.
+    return Prompt(prompt_id, token_ids, text=tokenizer.decode([id for id in token_ids if 0 <= id < len(tokenizer)]))

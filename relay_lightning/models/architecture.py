@@ -12,6 +12,9 @@ from relay_lightning.models.quantization import is_quantized
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Layer types that attend to part of the context, and the config's key for how many tokens that is."""
 
+SELECTIONS = ("keep_window_size", "index_topk")
+"""Config keys for how many tokens of a longer context a layer selects to attend to."""
+
 
 def check_supported(model: PreTrainedModel, context: int | None = None) -> None:
     """Raises ValueError with the reason when `model` does not attend to all tokens through a plain key/value cache.
@@ -54,6 +57,10 @@ def _partial_attention(config: PreTrainedConfig, context: int | None) -> str | N
             kinds.append(kind)
         elif context is None or window < context:
             kinds.append(f"{kind} with a window of {window} tokens")
+    for key in SELECTIONS:
+        size = getattr(config, key, None)
+        if size is not None and (context is None or size < context):
+            kinds.append(f"attention to {size} selected tokens ({key})")
     return ", ".join(kinds) or None
 
 

@@ -32,14 +32,13 @@ _IS_LINEAR: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 @dataclass
 class _DecoderOutput(ModelOutput):
-    """A decoder's output: its hidden states, and empty fields that models hand on."""
+    """A decoder's output with hidden states and nothing else: any other field is None."""
 
     last_hidden_state: Tensor
-    past_key_values: None = None
-    hidden_states: None = None
-    attentions: None = None
-    cross_attentions: None = None
-    router_logits: None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def model_logits(model: Any, hidden: Tensor) -> Tensor:

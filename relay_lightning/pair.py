@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from relay_lightning.data.chat_template import encode_prompt, make_prompt
 from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.probe import require_decodable
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.relay.bridge import TextBridge
@@ -79,6 +81,9 @@ def build_decoder(
     Where the two tokenizers differ, hand-overs go through text, and a warning says so. Raises ValueError for a model
     that the relay cannot run.
     """
+    for model in (student, teacher):
+        if model is not None:
+            require_decodable(model)
     student_engine = LocalEngine(student)
     teacher_engine = LocalEngine(teacher) if teacher is not None else None
     protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)
@@ -106,4 +111,9 @@ def _bridge(
 def _prompt(tokenizer: PreTrainedTokenizerBase, prompt_id: int, question: str | Sequence[int]) -> Prompt:
     if isinstance(question, str):
         return make_prompt(tokenizer, prompt_id, question)
-    return Prompt(prompt_id, tuple(question), text=tokenizer.decode(list(question)))
+    try:
+        token_ids = tuple(map(operator.index, question))
+    except TypeError:
+        raise ValueError(f"prompt {prompt_id} must be a text or a list of token ids, not {question!r}") from None
+    # The decoder refuses ids that no model has; a tokenizer fails on them.
+    return Prompt(prompt_id, token_ids, text=tokenizer.decode([id for id in token_ids if 0 <= id < len(tokenizer)]))

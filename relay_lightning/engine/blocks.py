@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from relay_lightning.engine.kv_cache import SlotKVCache
+from relay_lightning.models.lm_head import is_plain_linear
 
 MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3"})
 """Architectures whose layers are exactly `Blocks`: RMS norms, rotated halves, a gated MLP, no other scale or cap."""
@@ -33,8 +34,9 @@ NormLinear = Callable[[Tensor, Tensor | None], tuple[Sequence[Tensor], Tensor]]
 def can_run_blocks(model: Any) -> bool:
     """Whether `Blocks` computes what the decoder of `model` does."""
     config = model.config
-    has_default_rope = config.rope_parameters.get("rope_type", "default") == "default"
-    return config.model_type in MODEL_TYPES and has_default_rope and config.hidden_act == "silu"
+    if config.model_type not in MODEL_TYPES or config.hidden_act != "silu":
+        return False
+    return bool(config.rope_parameters.get("rope_type", "default") == "default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def _take_apart(layer: Any) -> _Block:
 def _norm_linear(norm: Any, *modules: nn.Module, is_gated: bool = False) -> NormLinear:
     """A norm and the layers that read it; `is_gated`: two of them, of which silu(first) * second is left."""
     norm_weight, eps = _norm(norm)
-    if norm_weight.device.type in FUSED_DEVICES and all(map(_is_plain, modules)):
+    if norm_weight.device.type in FUSED_DEVICES and all(map(is_plain_linear, modules)):
         layers = [module.weight for module in modules], [module.bias for module in modules]
         return lambda hidden, update: norm_linear(hidden, norm_weight, eps, *layers, update, is_gated=is_gated)
     linears = [_linear(module) for module in modules]
@@ -119,14 +121,10 @@ def _norm_linear(norm: Any, *modules: nn.Module, is_gated: bool = False) -> Norm
 
 def _linear(module: nn.Module) -> Linear:
     """The layer without what a call of a module costs, where it is nothing but its weight and bias."""
-    if not _is_plain(module):
+    if not is_plain_linear(module):
         return module
     weight, bias = module.weight, module.bias
     return lambda states: functional.linear(states, weight, bias)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _norm(norm: Any) -> tuple[Tensor, float]:

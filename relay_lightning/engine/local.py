@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from relay_lightning.engine.blocks import Blocks, can_run_blocks
 from relay_lightning.engine.kv_cache import SlotKVCache
 from relay_lightning.engine.turns import DECODING
-from relay_lightning.models.architecture import check_supported, eos_token_ids, max_context
+from relay_lightning.models.architecture import (
+    check_supported,
+    constant_rotation,
+    eos_token_ids,
+    max_context,
+)
+from relay_lightning.models.evaluating import evaluating
 from relay_lightning.models.settings import FLASH_ATTENTION
 from relay_lightning.models.sharding import gathered
 
 SLOT_ATTENTION = "relay_slots"
 """Name of the attention function that a model has during a session."""
-NOT_PLAIN = ("softcap", "s_aux", "position_bias", "sliding_window")
+NOT_PLAIN = ("softcap", "s_aux", "position_bias")
 """What models hand to an attention function that changes its result."""
+_CACHE: ContextVar[SlotKVCache] = ContextVar("_CACHE")
+"""The cache of the forward pass in progress, for its attention function: not all models hand arguments on to it."""
 
 
 class LocalEngine:
@@ -33,7 +43,7 @@ class LocalEngine:
 
     def __init__(self, model: torch.nn.Module, *, max_context: int | None = None) -> None:
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        check_supported(causal_lm)
+        check_supported(causal_lm, max_context)
         self.model: PreTrainedModel = causal_lm
         self._has_blocks = can_run_blocks(causal_lm)
         self._blocks: Blocks | None = None
@@ -52,7 +62,9 @@ class LocalEngine:
 
     @property
     def max_context(self) -> int:
-        return max_context(self.model) if self._max_context is None else self._max_context
+        if self._max_context is None:
+            return max_context(self.model)
+        return min(self._max_context, constant_rotation(self.model.config) or self._max_context)
 
     @property
     def device(self) -> torch.device:
@@ -82,26 +94,22 @@ class LocalEngine:
                 )
             self._is_in_session = True
             try:
-                with gathered(self.model), self._in_slots(), torch.no_grad():
+                with evaluating(self.model), gathered(self.model), self._in_slots(), torch.no_grad():
                     yield
             finally:
                 self._is_in_session = False
 
     @contextmanager
     def _in_slots(self) -> Iterator[None]:
-        training = [module for module in self.model.modules() if module.training]
         attention = self.model.config._attn_implementation
         is_flash = attention == FLASH_ATTENTION and self.device.type == "cuda"
         self._attention_backend = "flash" if is_flash else "auto"
         try:
-            self.model.eval()
             self.model.config._attn_implementation = SLOT_ATTENTION
             yield
         finally:
             self._blocks = None
             self.model.config._attn_implementation = attention
-            for module in training:
-                module.training = True
 
     def allocate(self, num_slots: int, max_length: int) -> None:
         self._cache = SlotKVCache(num_slots, max_length, self.device, self._attention_backend)
@@ -145,13 +153,15 @@ class LocalEngine:
         """What `module`, the model with or without its head, makes of the new tokens."""
         cache, adapter = self._cache, _CacheAdapter(self._cache)
         positions = cache.begin(slots, num_new, token_ids.shape[1])
-        outputs = module(
-            input_ids=token_ids, position_ids=positions, past_key_values=adapter, use_cache=True, slot_cache=cache
-        )
+        reset = _CACHE.set(cache)
+        try:
+            outputs = module(input_ids=token_ids, position_ids=positions, past_key_values=adapter, use_cache=True)
+        finally:
+            _CACHE.reset(reset)
         if adapter.num_updates != cache.num_attended:
             raise ValueError(
-                f"{type(self.model).__name__} does not attend through Transformers' attention interface, or is decoded"
-                " outside a session; relay decoding cannot use it"
+                f"{type(self.model).__name__} does not attend through Transformers' attention interface in every layer,"
+                " or is decoded outside a session; relay decoding cannot use it"
             )
         return outputs
 
@@ -180,15 +190,25 @@ def _slot_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001 - what a slot holds says what may be seen
     *,
-    slot_cache: SlotKVCache,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **extras: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of Transformers: query [N, H, T, D], new key and value [N, K, T, D] -> [N, T, H, D]."""
-    if unknown := [name for name in NOT_PLAIN if extras.get(name) is not None]:
+    """An attention function of Transformers: query [N, H, T, D], new key and value [N, K, T, D] -> [N, T, H, D].
+
+    A value may be narrower than a key, and is then padded with zeros in the cache.
+    """
+    slot_cache = _CACHE.get()
+    unknown = [name for name in NOT_PLAIN if extras.get(name) is not None]
+    if sliding_window is not None and sliding_window < slot_cache.max_length:
+        unknown.append(f"a sliding window of {sliding_window} tokens")
+    if unknown:
         raise ValueError(f"{type(module).__name__} has {unknown[0]}; relay decoding needs plain attention")
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-    return slot_cache.attend(query, key, value, module.layer_idx, scaling), None
+    value_size = value.shape[-1]
+    if value_size < key.shape[-1]:  # multi-head latent attention; a zero more in a value changes no other number
+        value = functional.pad(value, (0, key.shape[-1] - value_size))
+    return slot_cache.attend(query, key, value, module.layer_idx, scaling)[..., :value_size], None
 
 
 AttentionInterface.register(SLOT_ATTENTION, _slot_attention)

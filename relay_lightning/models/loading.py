@@ -126,7 +126,9 @@ def _own_dtype(name: str, path: str, settings: LoadSettings) -> torch.dtype:
 def _open(opener: Any, what: str, name: str, path: str, settings: LoadSettings, **kwargs: Any) -> Any:
     try:
         return opener(path, trust_remote_code=settings.trust_remote_code, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each architecture's code fails on a config that it does not expect in its own way
         raise RuntimeError(_why_not_opened(what, name, path, error)) from error
 
 

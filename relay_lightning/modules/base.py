@@ -17,6 +17,7 @@ from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.loader import read_position
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
+from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.architecture import describe, recompute_activations
 from relay_lightning.models.loading import load_model, load_tokenizer, load_untrained, require_loadable
@@ -127,10 +128,14 @@ class RelayModule(LightningModule):
             self._teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
 
     def configure_model(self) -> None:
-        """Loads the student, with fresh adapters if there are to be any, sharded if asked."""
+        """Loads the student, with fresh adapters if there are to be any, sharded if asked.
+
+        Raises ValueError for a model that the relay cannot run.
+        """
         if self.student is not None:
             return
         student = self.load_untrained_student()
+        require_decodable(student)
         if self.lora is not None:
             with seeded(student.device, "lora", self.seed):  # the same adapters on every process
                 add_lora(student, self.lora)
@@ -140,6 +145,10 @@ class RelayModule(LightningModule):
             shard(student, self.device_mesh["data_parallel"])
         self.student = student.train()
         rank_zero_info(f"student {self.student_name}: {describe(student)}")
+
+    def on_fit_start(self) -> None:
+        """Loads the teacher, so that one that the relay cannot run is refused before the first step."""
+        _ = self.decoder
 
     def load_untrained_student(self) -> Any:
         """The student as training finds it, without adapters: on this process's device if it is quantised there."""

@@ -15,7 +15,7 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.base import NumSlots, RelayModule
-from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.log_probs import fixed_log_probs, token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
 from relay_lightning.modules.phases import COLLATE, LOSS, REWARD, ROLLOUT
 from relay_lightning.modules.precision import decoding_precision
@@ -294,12 +294,11 @@ class GRPOModule(RelayModule):
         if self._trainer is not None and len(states) == self.trainer.world_size:
             self._buffer = RolloutBuffer.from_state_dict(states[self.global_rank])
 
-    @torch.no_grad()
     def _old_log_probs(self, batch: TrainBatch) -> Tensor:
         """[B, T] on the CPU: the policy's log-probabilities before the first update on this rollout."""
         batch = batch.to(self.device)
         temperature = self.decoding.student.temperature
-        return token_log_probs(self.student, batch.token_ids, batch.loss_mask, temperature).log_probs.cpu()
+        return fixed_log_probs(self.student, batch.token_ids, batch.loss_mask, temperature).cpu()
 
     def _reference_log_probs(self, batch: TrainBatch) -> Tensor:
         """[B, T] on the CPU: log-probabilities of the student that training began with."""

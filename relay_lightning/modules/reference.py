@@ -6,11 +6,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from relay_lightning.models.lora import adapters_off
-from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.log_probs import fixed_log_probs
 
 
 class ReferencePolicy:
@@ -31,8 +30,7 @@ class ReferencePolicy:
         else:
             self._model = load_initial().to(device=student.device, dtype=student.dtype).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def log_probs(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """[B, T] fp32 log-probabilities of the tokens that the [B, T] mask selects, 0 elsewhere."""
         with adapters_off(self._model) if self._has_adapters else nullcontext():
-            return token_log_probs(self._model, token_ids, mask, self._temperature).log_probs
+            return fixed_log_probs(self._model, token_ids, mask, self._temperature)

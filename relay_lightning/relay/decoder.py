@@ -93,9 +93,9 @@ class RelayDecoder:
         teacher's end-of-sequence token inside a span finishes the completion or returns control to the student.
         on_progress is told how many completions are finished, whenever that grows.
 
-        Raises ValueError for a prompt that does not fit the student's context (naming its id) and for an argument out
-        of range, RuntimeError when memory does not even suffice for one slot, or when called from `on_progress` of the
-        same pair. Calls of several threads take turns.
+        Raises ValueError for a prompt that a model cannot read (naming its id) and for an argument out of range,
+        RuntimeError when memory does not even suffice for one slot, or when called from `on_progress` of the same pair.
+        Calls of several threads take turns.
         """
         options = RunOptions(
             sampling,
@@ -180,7 +180,8 @@ class RelayDecoder:
             self._check_prompt(request.prompt, options.policy.needs_teacher)
 
     def _check_prompt(self, prompt: Prompt, needs_teacher: bool) -> None:
-        """Raises ValueError for a prompt that is empty or leaves no room in a model's context."""
+        """Raises ValueError for a prompt that is empty, that leaves no room in a model's context, or that holds an id
+        that a model does not have."""
         if not prompt.token_ids:
             raise ValueError(f"prompt {prompt.prompt_id} is empty")
         readers: list[tuple[str, TokenEngine, Sequence[int]]] = [("student", self.student, prompt.token_ids)]
@@ -188,6 +189,11 @@ class RelayDecoder:
             token_ids = self.bridge.encode_prompt(prompt) if self.bridge else prompt.token_ids
             readers.append(("teacher", self.teacher, token_ids))
         for name, engine, token_ids in readers:
+            if unknown := [token for token in token_ids if not 0 <= token < engine.vocab_size]:
+                raise ValueError(
+                    f"prompt {prompt.prompt_id} holds token id {unknown[0]}, and the {name}'s vocabulary ends at"
+                    f" {engine.vocab_size - 1}"
+                )
             if len(token_ids) >= engine.max_context:
                 raise ValueError(
                     f"prompt {prompt.prompt_id} has {len(token_ids)} tokens and leaves no room"

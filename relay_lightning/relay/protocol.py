@@ -105,6 +105,15 @@ class CompiledProtocol:
     def vocab_size(self) -> int:
         return self.table.vocab_size
 
+    def table_of(self, num_token_ids: int) -> CommandTable:
+        """The table for a student that only writes ids below `num_token_ids`."""
+        table = self.table
+        if num_token_ids == table.vocab_size:
+            return table
+        columns = (table.next_state, table.is_complete, table.digit_action)
+        narrow = [column[:, :num_token_ids].contiguous() for column in columns]
+        return CommandTable(*narrow, table.digit_scale, table.digit_value)
+
     @property
     def token_bytes(self) -> list[bytes | None]:
         """The bytes of every token id; None for a special token."""

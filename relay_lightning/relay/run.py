@@ -88,11 +88,19 @@ class DecodeRun:
         longest_prompt = max(len(request.prompt.token_ids) for request in requests)
         longest = student_capacity(longest_prompt, options.sampling.max_completion_tokens, student.max_context)
         student.allocate(num_slots, longest)
-        table = protocol.table.to(student.device)
+        num_student_ids, num_teacher_ids = self._num_token_ids(teacher)
+        table = protocol.table_of(num_student_ids).to(student.device)
         mask_commands = not options.policy.allows_commands or options.max_calls is not None
         self._sides = {
             Writer.STUDENT: Side(
-                Writer.STUDENT, student, options.sampling, self._state, options.seed, table, mask_commands
+                Writer.STUDENT,
+                student,
+                options.sampling,
+                self._state,
+                options.seed,
+                table,
+                mask_commands,
+                num_student_ids,
             )
         }
         self._teacher_capacity = 0
@@ -106,13 +114,31 @@ class DecodeRun:
             )
             teacher.allocate(num_slots, self._teacher_capacity)
             self._sides[Writer.TEACHER] = Side(
-                Writer.TEACHER, teacher, options.teacher_sampling, self._state, options.seed
+                Writer.TEACHER,
+                teacher,
+                options.teacher_sampling,
+                self._state,
+                options.seed,
+                num_token_ids=num_teacher_ids,
             )
         self._graphs = None if capture is None else StepGraphs(capture, num_slots, student.device)
         self._running: dict[Writer, dict[int, Row]] = {writer: {} for writer in Writer}
         self._waiting: dict[Writer, list[Row]] = {writer: [] for writer in Writer}
         self._writer = Writer.STUDENT
         self._admit()
+
+    def _num_token_ids(self, teacher: TokenEngine | None) -> tuple[int, int]:
+        """How many ids student and teacher may write: those that the tokenizer names and that both models have.
+
+        Over a bridge no id passes, and each is bound by its own tokenizer.
+        """
+        num_student_ids = self.protocol.vocabulary.num_token_ids
+        if teacher is None or not self.options.policy.needs_teacher:
+            return num_student_ids, 0
+        if self.bridge is not None:
+            return num_student_ids, min(self.bridge.teacher.num_token_ids, teacher.vocab_size)
+        num_shared_ids = min(num_student_ids, teacher.vocab_size)
+        return num_shared_ids, num_shared_ids
 
     @property
     def is_live(self) -> bool:

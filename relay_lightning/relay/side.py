@@ -16,6 +16,7 @@ from torch import Tensor
 from relay_lightning.engine.base import TokenEngine
 from relay_lightning.engine.cuda_graphs import StepGraphs
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.relay.padding_ids import normalize_over_all
 
 MAX_CHUNK_TOKENS = 16384
 """Tokens of one chunk pass, padding included: bounds its activations."""
@@ -52,7 +53,9 @@ class Side:
         seed: int,
         table: CommandTable | None = None,
         mask_commands: bool = False,
+        num_token_ids: int | None = None,
     ) -> None:
+        """num_token_ids: only smaller ids are written; None for all that the engine has. table: for just these."""
         self.writer = writer
         self.engine = engine
         self.sampling = sampling
@@ -67,7 +70,9 @@ class Side:
         self.step_s = 0.0
         self.prefill_s = 0.0
         device = state.tokens.device
-        self._eos_token_ids = torch.tensor(engine.eos_token_ids, dtype=torch.int64, device=device)
+        self._num_token_ids = engine.vocab_size if num_token_ids is None else num_token_ids
+        eos_token_ids = [token for token in engine.eos_token_ids if token < self._num_token_ids]
+        self._eos_token_ids = torch.tensor(eos_token_ids, dtype=torch.int64, device=device)
         self._prefix_in_slot: list[tuple[int, ...] | None] = [None] * state.num_slots
         self._uniforms: Tensor | None = None
         if not sampling.is_greedy and device.type == "cpu":
@@ -112,10 +117,12 @@ class Side:
 
     def _sample(self, slots: Tensor | None, logits: Tensor) -> None:
         """Writes a token to each row of this side from the logits of `slots` (None: all)."""
-        sampling = self.sampling
+        state, sampling = self.state, self.sampling
+        num_drawable = self._num_token_ids
+        num_before = state.num_tokens.clone() if num_drawable < logits.shape[1] else None
         relay_step(
-            logits,
-            self.state,
+            logits[:, :num_drawable],
+            state,
             writer="student" if self.writer == Writer.STUDENT else "teacher",
             eos_token_ids=self._eos_token_ids,
             slots=slots,
@@ -128,6 +135,8 @@ class Side:
             seed=self.seed,
             uniforms=self._uniforms,
         )
+        if num_before is not None:
+            normalize_over_all(state, slots, num_before, logits, num_drawable, sampling.temperature)
 
     def _forward(self, slots: Tensor | None) -> Tensor:
         """Logits after the last token of each of `slots` (None: all), [N, V]; rows of others are meaningless."""

@@ -12,10 +12,17 @@ from relay_lightning.relay.token_bytes import token_bytes
 class Vocabulary:
     """The bytes of every token id (None: a special token, no text), and how a piece of text is spelled."""
 
-    def __init__(self, token_bytes: Sequence[bytes | None], encode: Callable[[str], list[int]] | None = None) -> None:
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes | None],
+        encode: Callable[[str], list[int]] | None = None,
+        num_token_ids: int | None = None,
+    ) -> None:
         """encode: the tokenizer's own spelling of a text; without it texts are spelled by the longest tokens from the
-        left."""
+        left. num_token_ids: as the attribute; by default all."""
         self.token_bytes = list(token_bytes)
+        self.num_token_ids = len(self.token_bytes) if num_token_ids is None else num_token_ids
+        """Ids up to the highest that the tokenizer names; a model may have rows for more, as padding."""
         self._encode = encode
 
     @classmethod
@@ -32,14 +39,14 @@ class Vocabulary:
 
         spelled = token_bytes(tokenizer)
         width = len(spelled) if size is None else size
-        return cls([*spelled[:width], *[None] * (width - len(spelled))], encode)
+        return cls([*spelled[:width], *[None] * (width - len(spelled))], encode, min(len(spelled), width))
 
     def __len__(self) -> int:
         return len(self.token_bytes)
 
     def bytes_of(self, token_ids: Sequence[int]) -> bytes:
         """What token ids say; special tokens and ids beyond the vocabulary say nothing."""
-        known = (self.token_bytes[token] for token in token_ids if token < len(self))
+        known = (self.token_bytes[token] for token in token_ids if 0 <= token < len(self))
         return b"".join(data for data in known if data is not None)
 
     def text_of(self, token_ids: Sequence[int]) -> str:

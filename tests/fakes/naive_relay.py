@@ -38,8 +38,9 @@ def naive_relay(
     max_calls: int | None = None,
     max_call_tokens: int | None = None,
     eos: int = 0,
+    num_token_ids: int | None = None,
 ) -> NaiveResult:
-    """Follows method section 1 word by word."""
+    """Follows method section 1 word by word. num_token_ids: ids from there on are forbidden to both."""
     result = NaiveResult()
     shown = list(prompt)
     segment: list[int] = []
@@ -51,7 +52,7 @@ def naive_relay(
 
     while len(result.token_ids) < budget:
         forbidden = _completing(protocol, segment) if max_calls is not None and len(result.spans) >= max_calls else []
-        token, log_prob = _next(student, [*prompt, *result.token_ids], student_script, forbidden)
+        token, log_prob = _next(student, [*prompt, *result.token_ids], student_script, forbidden, num_token_ids)
         write(token, log_prob, TokenSource.STUDENT)
         segment.append(token)
         if token == eos:
@@ -66,7 +67,7 @@ def naive_relay(
         stop = min(start + min(n, max_call_tokens or n), budget)
         ended = False
         while len(result.token_ids) < stop and not ended:
-            token, log_prob = _next(teacher, shown, teacher_script, [])
+            token, log_prob = _next(teacher, shown, teacher_script, [], num_token_ids)
             ended = token == eos
             if not ended or eos_policy == "finish":
                 write(token, log_prob, TokenSource.TEACHER)
@@ -80,12 +81,16 @@ def naive_relay(
     return result
 
 
-def _next(model: PreTrainedModel, context: list[int], script: Script, forbidden: list[int]) -> tuple[int, float]:
+def _next(
+    model: PreTrainedModel, context: list[int], script: Script, forbidden: list[int], num_token_ids: int | None
+) -> tuple[int, float]:
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([context])).logits[0, -1]
     logits = logits + scripted_bias(script(tuple(context)), len(logits))
     log_probs = logits.log_softmax(-1)
     logits[forbidden] = -torch.inf
+    if num_token_ids is not None:
+        logits[num_token_ids:] = -torch.inf
     token = int(logits.argmax())
     return token, float(log_probs[token])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from relay_lightning.models.quantization import is_quantized
 
@@ -43,17 +43,17 @@ def describe(model: PreTrainedModel) -> str:
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """The ids that end a text, from the generation config first, then the config; empty when neither names one."""
+    """The ids that end a text by the generation config, then those by the config; empty when neither names one."""
+    found: list[int] = []
     for config in (model.generation_config, model.config):
         ids = getattr(config, "eos_token_id", None)
-        if ids is not None:
-            return (ids,) if isinstance(ids, int) else tuple(ids)
-    return ()
+        found += [ids] if isinstance(ids, int) else ids or []
+    return tuple(dict.fromkeys(found))
 
 
-def max_context(model: PreTrainedModel) -> int:
-    """Positions the model can tell apart. Raises ValueError when its config does not say."""
-    length = getattr(model.config, "max_position_embeddings", None)
+def max_context(model: PreTrainedModel | PreTrainedConfig) -> int:
+    """Positions that a model, or the model of a config, can tell apart. Raises ValueError when the config lacks them."""
+    length = getattr(getattr(model, "config", model), "max_position_embeddings", None)
     if length is None:
         raise ValueError(f"{type(model).__name__} does not say max_position_embeddings; pass max_context")
     return int(length)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import select
 import signal
 import time
@@ -68,6 +67,8 @@ def _answer(function: Callable[[], Any], writer: int) -> NoReturn:
 
 def _limit_memory() -> None:
     """Lets the address space grow by `MAX_EXTRA_BYTES`, where the system says how large it is (Linux)."""
+    import resource  # only where there is a fork
+
     with contextlib.suppress(OSError, ValueError):
         num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = num_pages * resource.getpagesize() + MAX_EXTRA_BYTES

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, time
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from relay_lightning.data.child_process import run_in_child
 
@@ -96,12 +99,19 @@ def _turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]]
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], day: date, *, add_generation_prompt: bool
 ) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            enable_thinking=False,
-            strftime_now=day.strftime,  # in place of the clock's date
+    with _clock_at(day):
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
         )
-    )
+    return str(text)
+
+
+@contextmanager
+def _clock_at(day: date) -> Iterator[None]:
+    """Has the templates' `strftime_now` read `day`: Transformers takes the clock's and lets no argument replace it."""
+    clock = chat_template_utils.datetime
+    chat_template_utils.datetime = SimpleNamespace(now=lambda: datetime.combine(day, time()))
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = clock

@@ -52,7 +52,7 @@ def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 
 def max_context(model: PreTrainedModel | PreTrainedConfig) -> int:
-    """Positions that a model, or the model of a config, can tell apart. Raises ValueError when the config lacks them."""
+    """Positions that a model, also given by its config, can tell apart. Raises ValueError if the config lacks them."""
     length = getattr(getattr(model, "config", model), "max_position_embeddings", None)
     if length is None:
         raise ValueError(f"{type(model).__name__} does not say max_position_embeddings; pass max_context")

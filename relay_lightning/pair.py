@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Sequence
+from datetime import date
 from functools import lru_cache, partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from relay_lightning.data.chat_template import encode_prompt, make_prompt
+from relay_lightning.data.chat_template import encode_prompt, end_token_ids, make_prompt, unknown_turn_end
+from relay_lightning.data.notices import announce, notify
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.models.loading import load_model, load_tokenizer
@@ -75,36 +77,66 @@ def build_decoder(
     *,
     num_slots: int,
     cuda_graphs: bool = True,
+    day: date | None = None,
 ) -> RelayDecoder:
     """A decoder over two loaded models, or over a student alone; `tokenizer` is the student's.
 
-    Where the two tokenizers differ, hand-overs go through text, and a warning says so. Raises ValueError for a model
-    that the relay cannot run.
+    Logs the tokens that end a text. Where the two tokenizers differ, hand-overs go through text, and a warning says so.
+    day: what the teacher's chat template takes for today; None asks the clock. Raises ValueError for a model that the
+    relay cannot run.
     """
     for model in (student, teacher):
         if model is not None:
             require_decodable(model)
-    student_engine = LocalEngine(student)
-    teacher_engine = LocalEngine(teacher) if teacher is not None else None
+    student_engine = local_engine(student, tokenizer)
     protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)
-    bridge = None
-    if teacher_engine is not None and teacher_tokenizer is not None:
-        bridge = _bridge(protocol.vocabulary, tokenizer, teacher_tokenizer, teacher_engine.vocab_size)
+    announce(f"The student {_ends(student_engine, tokenizer)}")
+    teacher_engine = bridge = None
+    if teacher is not None:
+        # A teacher of the same vocabulary reads the student's prompt, and may end as the student's template does.
+        own, has_bridge = teacher_tokenizer or tokenizer, needs_bridge(tokenizer, teacher_tokenizer)
+        teacher_engine = local_engine(teacher, own) if has_bridge else local_engine(teacher, own, tokenizer)
+        announce(f"The teacher {_ends(teacher_engine, own)}")
+        if has_bridge:
+            bridge = _bridge(protocol.vocabulary, own, teacher_engine.vocab_size, day)
     return RelayDecoder(
         student_engine, teacher_engine, protocol, bridge=bridge, num_slots=num_slots, cuda_graphs=cuda_graphs
     )
 
 
-def _bridge(
-    student: Vocabulary, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase, size: int
-) -> TextBridge | None:
-    """Between two vocabularies; None if they are one. size: width of the teacher's logits."""
-    if teacher_tokenizer.get_vocab() == tokenizer.get_vocab():
-        return None
+def local_engine(model: nn.Module, *tokenizers: PreTrainedTokenizerBase) -> LocalEngine:
+    """An engine that ends a text where its model's configs, its tokenizer or its chat template end one.
+
+    tokenizers: its own, and another one of the same vocabulary whose chat template it reads. Warns about a chat
+    template whose end of a turn is no token.
+    """
+    for tokenizer in tokenizers:
+        if end := unknown_turn_end(tokenizer):
+            notify(
+                f"The chat template of {tokenizer.name_or_path!r} ends a turn with {end!r}, which is no token of its "
+                "vocabulary and ends no completion."
+            )
+    return LocalEngine(model, end_token_ids=[token for each in tokenizers for token in end_token_ids(each)])
+
+
+def needs_bridge(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """True if student and teacher have different vocabularies, so that hand-overs go through text."""
+    return teacher_tokenizer is not None and teacher_tokenizer.get_vocab() != tokenizer.get_vocab()
+
+
+def _ends(engine: LocalEngine, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Name of a model and the tokens that end its text."""
+    tokens = [f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in engine.eos_token_ids]
+    ends = f"stops at {', '.join(tokens)}" if tokens else "has no end token, so completions take their whole budget"
+    return f"{tokenizer.name_or_path!r} {ends}."
+
+
+def _bridge(student: Vocabulary, teacher_tokenizer: PreTrainedTokenizerBase, size: int, day: date | None) -> TextBridge:
+    """Between two vocabularies. size: width of the teacher's logits."""
     name = teacher_tokenizer.name_or_path
     logger.warning("The teacher %r has another vocabulary than its student: text is handed over.", name)
     # A prompt is encoded once for all its samples.
-    encode = lru_cache(NUM_CACHED_PROMPTS)(partial(encode_prompt, teacher_tokenizer))
+    encode = lru_cache(NUM_CACHED_PROMPTS)(partial(encode_prompt, teacher_tokenizer, day=day))
     return TextBridge(student, Vocabulary.of(teacher_tokenizer, size), encode)
 
 

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from relay_lightning.callbacks.run_folder import RunFolder, write_atomically
-from relay_lightning.engine.local import LocalEngine
 from relay_lightning.evaluation.baseline import dump_results, load_results
 from relay_lightning.evaluation.evaluate import EvalResult
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
 from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.pair import local_engine
 from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.types import Prompt
@@ -149,7 +149,7 @@ class Report(Callback):
         if self.base_student is None or self.base_student == pl_module.student_name:
             return None
         loading = self.base_student_loading or pl_module.student_loading
-        engine = LocalEngine(load_model(self.base_student, None, loading, pl_module.device))
+        engine = local_engine(load_model(self.base_student, None, loading, pl_module.device), pl_module.tokenizer)
         decoder = held_out.decoder
         alone = RelayDecoder(
             engine, None, decoder.protocol, num_slots=decoder.num_slots, cuda_graphs=decoder.cuda_graphs

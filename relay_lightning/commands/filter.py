@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from tqdm import tqdm
 from relay_lightning.callbacks.run_folder import write_atomically
 from relay_lightning.commands.parser import run_function
 from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.data.presets import resolve_source
+from relay_lightning.data.prompt_limits import context_limit, drop_long_prompts
 from relay_lightning.data.records import Problem, load_problems
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import evaluate
-from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.models.loading import load_config, load_model, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.pair import build_decoder
 
@@ -93,7 +97,10 @@ def filter_(
             "num_samples and problems_per_batch must be at least 1 and threshold in [0, 1], "
             f"but they are {num_samples}, {problems_per_batch} and {threshold}."
         )
+    rates_path = Path(f"{output}.pass_rates")
+    day = begun_on(rates_path)
     problems = load_problems(data, num_problems=num_problems, seed=seed)
+    problems = with_short_prompts(problems, data, teacher, teacher_loading, day)
     settings = FilterSettings(
         data,
         len(problems),
@@ -105,12 +112,11 @@ def filter_(
         max_completion_tokens,
         seed,
     )
-    rates_path = Path(f"{output}.pass_rates")
     num_known = len(read_rates(rates_path, settings))
     rest = problems[num_known:]
     if rest:
-        judge = teacher_judge(settings, num_slots)
-        append_rates(rates_path, settings, judge_in_batches(rest, judge, settings, problems_per_batch))
+        judge = teacher_judge(settings, num_slots, day)
+        append_rates(rates_path, settings, judge_in_batches(rest, judge, settings, problems_per_batch), day)
     rates = read_rates(rates_path, settings)
     kept = [row for row in rates if row["pass_rate"] >= threshold]
     write_atomically(Path(output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
@@ -125,7 +131,18 @@ def digest(problems: Sequence[Problem]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def teacher_judge(settings: FilterSettings, num_slots: int) -> JudgeProblems:
+def with_short_prompts(
+    problems: Sequence[Problem], data: str | SourceMapping, teacher: str, loading: LoadSettings, day: date
+) -> list[Problem]:
+    """The problems whose prompts leave room in the teacher's context; says how many others are left out."""
+    tokenizer = load_tokenizer(teacher, loading)
+    prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer, day) for row in problems]
+    limit = context_limit("teacher", load_config(teacher, loading))
+    kept = {prompt.prompt_id for prompt in drop_long_prompts(prompts, None, [limit], source=resolve_source(data))}
+    return [problem for problem in problems if problem.problem_id in kept]
+
+
+def teacher_judge(settings: FilterSettings, num_slots: int, day: date) -> JudgeProblems:
     """Judges by decoding with the teacher alone; a sample depends on its problem and the seed, not on its batch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(settings.teacher, settings.teacher_loading)
@@ -135,7 +152,7 @@ def teacher_judge(settings: FilterSettings, num_slots: int) -> JudgeProblems:
     sampling = SamplingParams(settings.max_completion_tokens, settings.temperature)
 
     def judge(problems: Sequence[Problem]) -> list[Counts]:
-        prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
+        prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer, day) for row in problems]
         result = evaluate(
             decoder, prompts, sampling, "teacher_free", seed=settings.seed, num_samples=settings.num_samples
         )
@@ -159,12 +176,12 @@ def judge_in_batches(
             bar.update(len(batch))
 
 
-def append_rates(path: Path, settings: FilterSettings, batches: Iterator[list[dict[str, Any]]]) -> None:
-    """Appends the rows, each batch forced to the disk; a new file begins with the settings."""
+def append_rates(path: Path, settings: FilterSettings, batches: Iterator[list[dict[str, Any]]], day: date) -> None:
+    """Appends the rows, each batch forced to the disk; a new file begins with the settings and the prompts' date."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         if file.tell() == 0:
-            file.write(json.dumps({"settings": asdict(settings)}) + "\n")
+            file.write(json.dumps({"settings": asdict(settings), "day": day.isoformat()}) + "\n")
         for rows in batches:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             file.flush()
@@ -183,11 +200,19 @@ def read_rates(path: Path, settings: FilterSettings) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     rows = [json.loads(line) for line in whole.decode().split("\n")[:-1]]
-    if rows and rows[0] != {"settings": asdict(settings)}:
+    if rows and rows[0].get("settings") != asdict(settings):
         raise ValueError(
             f"{path} was made with other settings ({_difference(rows[0], settings)}); choose another output."
         )
     return rows[1:]
+
+
+def begun_on(path: Path) -> date:
+    """The date in the header of a file of pass rates, which prompts are rendered with; today for a new file."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file, suppress(ValueError, TypeError, KeyError):
+            return date.fromisoformat(json.loads(file.readline())["day"])
+    return date.today()
 
 
 def _difference(header: Any, settings: FilterSettings) -> str:

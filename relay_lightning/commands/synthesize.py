@@ -16,15 +16,17 @@ from relay_lightning.callbacks.run_folder import write_atomically
 from relay_lightning.commands.parser import run_function
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.commands import MAX_COMMANDS, MAX_DIGIT_EXPONENT, insert_commands
+from relay_lightning.data.presets import resolve_source
+from relay_lightning.data.prompt_limits import context_limit, drop_long_prompts
 from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.models.loading import load_tokenizer, load_untrained
+from relay_lightning.models.loading import load_config, load_tokenizer, load_untrained
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.self_samples import draw_self_samples, fingerprint
-from relay_lightning.pair import build_decoder
-from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.pair import build_decoder, local_engine
+from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.types import Prompt
 
 
@@ -69,10 +71,20 @@ def synthesize(
     """
     problems = load_problems(data, num_problems=num_problems, seed=seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer, model = load_tokenizer(student, student_loading), load_untrained(student, student_loading, device)
+    tokenizer = load_tokenizer(student, student_loading)
     prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
+    limit = context_limit("student", load_config(student, student_loading))
+    prompts = drop_long_prompts(prompts, None, [limit], source=resolve_source(data))
+    model = load_untrained(student, student_loading, device)
     sampling = SamplingParams(max_completion_tokens, temperature)
-    identity = fingerprint(model.state_dict(), prompts, sampling, samples_per_prompt=samples_per_prompt, seed=seed)
+    identity = fingerprint(
+        model.state_dict(),
+        prompts,
+        sampling,
+        samples_per_prompt=samples_per_prompt,
+        seed=seed,
+        eos_token_ids=local_engine(model, tokenizer).eos_token_ids,
+    )
     path = Path(output) if output else Path(cache_dir) / f"{identity}.jsonl"
     if path.exists():
         raise FileExistsError(f"{path} exists already and is not overwritten.")
@@ -87,7 +99,7 @@ def synthesize(
             on_progress=lambda num_finished: bar.update(num_finished - bar.n),
         )
     settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
-    rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol.protocol, seed)
+    rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol, seed)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(f"{len(samples)} completions: {path}")
 
@@ -97,19 +109,15 @@ def sample_rows(
     samples: Sequence[SelfSample],
     commands: CommandSettings,
     tokenizer: Any,
-    protocol: CallProtocol,
+    protocol: CompiledProtocol,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """A row of plain types for each sample, those of a prompt in a row."""
-
-    def encode_command(num_requested_tokens: int) -> list[int]:
-        return list(tokenizer.encode(protocol.format(num_requested_tokens), add_special_tokens=False))
-
     samples_per_prompt = len(samples) // len(prompts)
     for index, sample in enumerate(samples):
         called = insert_commands(
             sample.completion_token_ids,
-            encode_command,
+            protocol.spell,
             random.Random(f"{seed}/{index}"),
             max_commands=commands.max_commands,
             max_digit_exponent=commands.max_digit_exponent,

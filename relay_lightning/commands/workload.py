@@ -18,6 +18,7 @@ from relay_lightning.models.skeleton import ModelPlan, check_precision
 from relay_lightning.modules.base import AUTO_SLOTS, RelayModule
 from relay_lightning.modules.grpo import GRPOModule
 from relay_lightning.modules.sharded_strategy import is_sharded
+from relay_lightning.pair import needs_bridge
 
 GB = 1e9
 MOST_SELF_SAMPLES = 1024
@@ -90,10 +91,9 @@ def has_bridge(student: ModelPlan, teacher: ModelPlan) -> bool:
     if all(published_config_folder(model.name) for model in (student, teacher)):
         return False  # one family
     try:
-        vocabularies = [load_tokenizer(model.name, model.loading).get_vocab() for model in (student, teacher)]
-    except RuntimeError:
+        return needs_bridge(*(load_tokenizer(model.name, model.loading) for model in (student, teacher)))
+    except (RuntimeError, FileNotFoundError):
         return bool(student.config.vocab_size != teacher.config.vocab_size)
-    return vocabularies[0] != vocabularies[1]
 
 
 def plans_for_gpu(trainer: Mapping[str, Any], device_memory_gb: float | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,11 @@ class Remarks:
     def __str__(self) -> str:
         said = (f"{remark} in {num} of its rows, first in {first}" for remark, (num, first) in self._rows.items())
         return "; ".join(said)
+
+
+def announce(message: str) -> None:
+    """Shows the message as information, from one process of a run."""
+    rank_zero_info(message)
 
 
 @rank_zero_only

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lightning.pytorch import LightningDataModule
 
 from relay_lightning.data.notices import notify
 from relay_lightning.data.presets import resolve_source
+from relay_lightning.data.prompt_limits import drop_long_prompts
 from relay_lightning.data.records import Problem, count_shared, load_problems
-from relay_lightning.data.source import DataSource, SourceMapping
+from relay_lightning.data.source import SourceMapping
 from relay_lightning.data.stream import PromptLoader
 from relay_lightning.types import Prompt
 
@@ -70,10 +69,13 @@ class ProblemDataModule(LightningDataModule):
     def build_prompts(self, split: str) -> list[Prompt]:
         """The split's prompts in the student's vocabulary, without those that are too long.
 
-        Raises ValueError if none is left.
+        Longer than `max_prompt_tokens`, or without room in the context of student or teacher. Raises ValueError if
+        none is left.
         """
-        prompts = self.trainer.lightning_module.build_prompts(self.problems[split])
-        return drop_long_prompts(prompts, self.max_prompt_tokens, source=self.sources[split][0])
+        module = self.trainer.lightning_module
+        prompts = module.build_prompts(self.problems[split])
+        source, _ = self.sources[split]
+        return drop_long_prompts(prompts, self.max_prompt_tokens, module.prompt_limits(), source=source)
 
     def _notify_of_leak(self, split: str) -> None:
         """Says how many questions of a held-out split are trained on."""
@@ -88,22 +90,6 @@ class ProblemDataModule(LightningDataModule):
         trainer = self.trainer
         prompts = self.build_prompts(split)
         return PromptLoader(prompts, self.eval_batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
-
-
-def drop_long_prompts(prompts: Sequence[Prompt], max_prompt_tokens: int, *, source: str | DataSource) -> list[Prompt]:
-    """The prompts of at most `max_prompt_tokens` tokens; says how many of `source` were left out.
-
-    Raises ValueError if all were.
-    """
-    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= max_prompt_tokens]
-    num_dropped = len(prompts) - len(kept)
-    if not kept:
-        raise ValueError(f"All {num_dropped} prompts of {source} exceed max_prompt_tokens={max_prompt_tokens}.")
-    if num_dropped:
-        notify(
-            f"{num_dropped} of {len(prompts)} prompts of {source} exceed {max_prompt_tokens} tokens and are left out."
-        )
-    return kept
 
 
 def require_positive(**values: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -41,13 +41,17 @@ class LocalEngine:
     ValueError for a model that cannot be run so.
     """
 
-    def __init__(self, model: torch.nn.Module, *, max_context: int | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, max_context: int | None = None, end_token_ids: Sequence[int] = ()
+    ) -> None:
+        """end_token_ids: what ends a text beside the ids that the model's own configs name."""
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         check_supported(causal_lm, max_context)
         self.model: PreTrainedModel = causal_lm
         self._has_blocks = can_run_blocks(causal_lm)
         self._blocks: Blocks | None = None
         self._max_context = max_context
+        self._end_token_ids = tuple(end_token_ids)
         self._attention_backend = "auto"
         self._cache = SlotKVCache(0, 0, self.device)
         self._is_in_session = False
@@ -58,7 +62,8 @@ class LocalEngine:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        return eos_token_ids(self.model)
+        named = dict.fromkeys((*self._end_token_ids, *eos_token_ids(self.model)))
+        return tuple(token for token in named if 0 <= token < self.vocab_size)
 
     @property
     def max_context(self) -> int:

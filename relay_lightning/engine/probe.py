@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_lightning.engine.local import LocalEngine
-from relay_lightning.models.architecture import context_limit, model_title
+from relay_lightning.models.architecture import known_context, model_title
 from relay_lightning.models.evaluating import evaluating
 from relay_lightning.models.lm_head import has_linear_logits
 
@@ -79,6 +79,6 @@ def _largest_error(engine: LocalEngine) -> float:
 
 def _tokens(engine: LocalEngine) -> Tensor:
     """Two rows of token ids, the same on every device and at every call."""
-    num_tokens = min(NUM_TOKENS, context_limit(engine.model.config) or NUM_TOKENS)
+    num_tokens = min(NUM_TOKENS, known_context(engine.model.config) or NUM_TOKENS)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(engine.vocab_size, (2, num_tokens), generator=generator).to(engine.device)

@@ -46,7 +46,7 @@ def model_title(model: PreTrainedModel) -> str:
 
 def _partial_attention(config: PreTrainedConfig, context: int | None) -> str | None:
     """Names the layers that do not see all of a context, or None. A window as long as the context is full attention."""
-    context = context_limit(config) if context is None else context
+    context = known_context(config) if context is None else context
     layer_types = set(getattr(config, "layer_types", None) or ())
     if not layer_types and getattr(config, "use_sliding_window", True):
         layer_types = {"sliding_attention"} if getattr(config, "sliding_window", None) else set()
@@ -83,23 +83,24 @@ def describe(model: PreTrainedModel) -> str:
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """The ids that end a text, from the generation config first, then the config; empty when neither names one."""
+    """The ids that end a text by the generation config, then those by the config; empty when neither names one."""
+    found: list[int] = []
     for config in (model.generation_config, model.config):
         ids = getattr(config, "eos_token_id", None)
-        if ids is not None:
-            return (ids,) if isinstance(ids, int) else tuple(ids)
-    return ()
+        found += [ids] if isinstance(ids, int) else ids or []
+    return tuple(dict.fromkeys(found))
 
 
-def max_context(model: PreTrainedModel) -> int:
-    """Positions the model can tell apart. Raises ValueError when its config does not say."""
-    length = context_limit(model.config)
+def max_context(model: PreTrainedModel | PreTrainedConfig) -> int:
+    """Positions that a model, also given by its config, can tell apart. Raises ValueError if the config lacks them."""
+    config = getattr(model, "config", model)
+    length = known_context(config)
     if length is None:
         raise ValueError(f"{model_title(model)} does not say max_position_embeddings; pass max_context")
     return length
 
 
-def context_limit(config: PreTrainedConfig) -> int | None:
+def known_context(config: PreTrainedConfig) -> int | None:
     """Tokens that a model of `config` reads at most, or None if the config does not say.
 
     At most `constant_rotation`: keys that are cached could not be rotated again.

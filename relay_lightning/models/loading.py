@@ -23,6 +23,8 @@ from relay_lightning.models.settings import DEFAULT, FLASH_ATTENTION, LoadSettin
 
 TINY_PREFIX = "tiny:"
 TINY_NAMES = ("student", "warm-student", "teacher")
+VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+"""Patterns of the files that hold a vocabulary."""
 TINY_FOLDER = Path(__file__).parent.parent / "tiny" / "checkpoints"
 
 
@@ -87,8 +89,24 @@ def load_untrained(name: str, settings: LoadSettings, device: torch.device | str
 
 
 def load_tokenizer(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedTokenizerBase:
-    """The tokenizer of `name`. Raises as `load_model` does."""
-    return _open(AutoTokenizer.from_pretrained, "tokenizer", name, resolve_checkpoint(name), settings)
+    """The tokenizer of `name`, with the chat template of the settings if they name one.
+
+    Raises as `load_model` does, and FileNotFoundError for a folder without a tokenizer and a missing chat template.
+    """
+    path = resolve_checkpoint(name)
+    has_vocabulary = not Path(path).is_dir() or any(any(Path(path).glob(pattern)) for pattern in VOCABULARY_FILES)
+    try:
+        tokenizer = _open(AutoTokenizer.from_pretrained, "tokenizer", name, path, settings)
+    except RuntimeError:
+        if has_vocabulary:
+            raise
+        raise FileNotFoundError(_no_tokenizer(name)) from None
+    # Without a file Transformers makes an empty tokenizer of some classes; a few classes need none (ByT5).
+    if not has_vocabulary and len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
+        raise FileNotFoundError(_no_tokenizer(name))
+    if settings.chat_template is not None:
+        tokenizer.chat_template = _read_template(settings.chat_template)
+    return tokenizer
 
 
 def load_config(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedConfig:
@@ -115,6 +133,20 @@ def attention_backend(name: str, settings: LoadSettings) -> str:
             "pip install 'relay-lightning[flash-attn]' on a machine with CUDA, or set attention: sdpa."
         )
     return "sdpa" if settings.attention == "auto" else settings.attention
+
+
+def _no_tokenizer(name: str) -> str:
+    return (
+        f"The folder {name!r} holds no tokenizer; copy tokenizer.json and tokenizer_config.json of its model into it "
+        "(or tokenizer.model, vocab.json and merges.txt, whichever the model has)."
+    )
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileNotFoundError(f"The chat template {path} cannot be read: {error}.") from None
 
 
 def _own_dtype(name: str, path: str, settings: LoadSettings) -> torch.dtype:

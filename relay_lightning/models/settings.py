@@ -26,6 +26,7 @@ class LoadSettings:
             2305.14314), through bitsandbytes. It saves memory and costs time. A student is then trained through `lora`.
         attention: Transformers' attention in training; `auto` is sdpa. flash_attention_2 needs flash-attn and a GPU,
             and serves decoding there too, which else runs on a kernel of our own.
+        chat_template: file with a Jinja chat template that replaces the tokenizer's own.
         trust_remote_code: whether code that comes with the model may run.
     """
 
@@ -33,6 +34,7 @@ class LoadSettings:
     quantization: Literal["nf4"] | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     trust_remote_code: bool = False
+    chat_template: str | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype | None:

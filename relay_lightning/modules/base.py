@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import date
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,14 +15,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.data.chat_template import encode_prompt, make_prompt
 from relay_lightning.data.loader import read_position
+from relay_lightning.data.prompt_limits import PromptLimit, context_limit
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
+from relay_lightning.data.template_parts import template_parts
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.architecture import describe, recompute_activations
-from relay_lightning.models.loading import load_model, load_tokenizer, load_untrained, require_loadable
+from relay_lightning.models.loading import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    load_untrained,
+    require_loadable,
+)
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.sharding import shard
@@ -33,12 +43,14 @@ from relay_lightning.modules.randomness import seeded
 from relay_lightning.modules.sharded_strategy import require_supported
 from relay_lightning.modules.step_metrics import StepMetrics
 from relay_lightning.modules.update_meter import UpdateMeter
-from relay_lightning.pair import build_decoder
+from relay_lightning.pair import build_decoder, needs_bridge
 from relay_lightning.processes import gather_tensors
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.types import Completion, Prompt
 
+PROMPT_DAY = "prompt_day"
+"""Key of a checkpoint."""
 PROGRESS_BAR = {"accuracy", "call_ratio"}
 """Evaluation metrics that the progress bar shows."""
 UPDATE_BAR = {"time/update_s", "throughput/mfu", "memory/peak_gb"}
@@ -100,6 +112,8 @@ class RelayModule(LightningModule):
         """The student: a Transformers causal language model, from `configure_model` on."""
         self.tokenizer: Any = None
         """The student's tokenizer, from `setup` on."""
+        self.prompt_day = date.today()
+        """The date that a chat template writes into prompts: of the run's first start, kept in its checkpoints."""
         self._teacher_tokenizer: Any = None
         self._decoder: RelayDecoder | None = None
         self._evaluated: dict[str, tuple[float, float]] = {}
@@ -116,7 +130,8 @@ class RelayModule(LightningModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Loads the tokenizers, and so finds out early whether both models are within reach.
 
-        Raises ValueError for a strategy that no student can be trained under, and as `load_model` does.
+        Raises ValueError for a strategy that no student can be trained under and for a chat template that cannot be
+        used, and as `load_model` does.
         """
         require_supported(self.trainer.strategy)
         if self.tokenizer is not None:
@@ -126,6 +141,9 @@ class RelayModule(LightningModule):
         if self.teacher_name is not None:
             require_loadable(self.teacher_name, self.teacher_loading)
             self._teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
+        self.prompt_day = self.trainer.strategy.broadcast(self.prompt_day)
+        for tokenizer in [self.tokenizer, *([self._teacher_tokenizer] if self._has_bridge else [])]:
+            template_parts(tokenizer, self.prompt_day)
 
     def configure_model(self) -> None:
         """Loads the student, with fresh adapters if there are to be any, sharded if asked.
@@ -164,8 +182,18 @@ class RelayModule(LightningModule):
     def build_prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
         """Chat-templated prompts in the student's vocabulary."""
         return [
-            make_prompt(self.tokenizer, problem.problem_id, problem.question, problem.answer) for problem in problems
+            make_prompt(self.tokenizer, problem.problem_id, problem.question, problem.answer, self.prompt_day)
+            for problem in problems
         ]
+
+    def prompt_limits(self) -> list[PromptLimit]:
+        """The contexts that a prompt and a first token have to fit: the student's and the teacher's."""
+        limits = [context_limit("student", load_config(self.student_name, self.student_loading))]
+        if self.teacher_name is not None:
+            config = load_config(self.teacher_name, self.teacher_loading)
+            encode = partial(encode_prompt, self._teacher_tokenizer, day=self.prompt_day) if self._has_bridge else None
+            limits.append(context_limit("teacher", config, encode))
+        return limits
 
     def decode(self, prompts: Sequence[Prompt], temperature: float = 0.0) -> list[Completion]:
         """One completion per prompt: with the teacher if there is one, else teacher-free."""
@@ -257,7 +285,8 @@ class RelayModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves weights that are not trained out of the checkpoint."""
+        """Leaves weights that are not trained out of the checkpoint, and keeps the date of the prompts."""
+        checkpoint[PROMPT_DAY] = self.prompt_day.isoformat()
         # Tied weights have several names; a quantised weight brings tables that are neither parameter nor buffer.
         parameters = self.named_parameters(remove_duplicate=False)
         kept = {name for name, parameter in parameters if parameter.requires_grad}
@@ -265,7 +294,11 @@ class RelayModule(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError, naming a weight, when the checkpoint is not of this student."""
+        """Takes over the date of the prompts.
+
+        Raises ValueError, naming a weight, when the checkpoint is not of this student.
+        """
+        self._set_prompt_day(date.fromisoformat(checkpoint.get(PROMPT_DAY) or self.prompt_day.isoformat()))
         if "state_dict" not in checkpoint:
             return  # a strategy that shards weights has loaded them already
         saved = checkpoint["state_dict"]
@@ -276,6 +309,12 @@ class RelayModule(LightningModule):
                     f"The checkpoint does not fit the student {self.student_name}: weight {name} {found}, "
                     f"but shape {list(parameter.shape)} is needed."
                 )
+
+    def _set_prompt_day(self, day: date) -> None:
+        """Changes the date of the prompts; a decoder that renders them for a teacher is built anew."""
+        if day != self.prompt_day:
+            self.prompt_day = day
+            self._decoder = None
 
     def gather(self, tensor: Tensor) -> Tensor:
         """A tensor of every process, stacked by rank, on the CPU."""
@@ -301,6 +340,10 @@ class RelayModule(LightningModule):
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
     @property
+    def _has_bridge(self) -> bool:
+        return needs_bridge(self.tokenizer, self._teacher_tokenizer)
+
+    @property
     def _own_device(self) -> torch.device:
         """Where the module is, or is about to be moved."""
         return self.device if self._trainer is None else self.trainer.strategy.root_device
@@ -319,6 +362,7 @@ class RelayModule(LightningModule):
             self._teacher_tokenizer,
             num_slots=self.num_slots,
             cuda_graphs=self.cuda_graphs,
+            day=self.prompt_day,
         )
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:

@@ -43,8 +43,9 @@ def fingerprint(
     *,
     samples_per_prompt: int,
     seed: int,
+    eos_token_ids: Sequence[int] = (),
 ) -> str:
-    """Identity of what `draw_self_samples` gives: the weights' bytes, the prompts, and how they are sampled."""
+    """Identity of what `draw_self_samples` gives: the weights' bytes, the prompts, how they are sampled and end."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
@@ -54,6 +55,7 @@ def fingerprint(
         asdict(sampling),
         samples_per_prompt,
         seed,
+        sorted(eos_token_ids),
     ]
     digest.update(json.dumps(made_by).encode())
     return digest.hexdigest()[:20]

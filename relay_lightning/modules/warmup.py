@@ -13,7 +13,6 @@ from rich.progress import Progress
 from torch import Tensor
 
 from relay_lightning.data.sft import SelfSample, SFTBatch
-from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
@@ -27,9 +26,11 @@ from relay_lightning.modules.self_samples import (
     write_self_samples,
 )
 from relay_lightning.objectives.sft import sft_loss
+from relay_lightning.pair import local_engine
 from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import Prompt
 
 
@@ -109,6 +110,7 @@ class WarmupModule(RelayModule):
         self.sampling = SamplingParams(max_completion_tokens, temperature, top_k, top_p, min_p)
         self.samples_per_prompt = samples_per_prompt
         self.cache_dir = Path(cache_dir)
+        self._vocabulary: Vocabulary | None = None
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of the completion's tokens, commands included; the prompt is masked."""
@@ -128,8 +130,9 @@ class WarmupModule(RelayModule):
 
     def encode_command(self, num_requested_tokens: int) -> list[int]:
         """The tokens of a command that asks for so many."""
-        text = CallProtocol().format(num_requested_tokens)
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary.of(self.tokenizer)
+        return CallProtocol().spell(num_requested_tokens, self._vocabulary)
 
     def self_sample(self, prompts: Sequence[Prompt]) -> list[SelfSample]:
         """Completions of the prompts by the untrained student, from disk if they were drawn before.
@@ -138,7 +141,12 @@ class WarmupModule(RelayModule):
         """
         student = self.load_untrained_student().to(self.device)
         identity = fingerprint(
-            student.state_dict(), prompts, self.sampling, samples_per_prompt=self.samples_per_prompt, seed=self.seed
+            student.state_dict(),
+            prompts,
+            self.sampling,
+            samples_per_prompt=self.samples_per_prompt,
+            seed=self.seed,
+            eos_token_ids=local_engine(student, self.tokenizer).eos_token_ids,
         )
         path = self.cache_dir / f"{identity}.jsonl"
         if not self.trainer.strategy.broadcast(path.exists()):  # one process decides, so that all draw or none
@@ -153,7 +161,7 @@ class WarmupModule(RelayModule):
     def _draw(self, student: torch.nn.Module, prompts: Sequence[Prompt]) -> list[SelfSample]:
         """New samples, with a progress bar."""
         decoder = RelayDecoder(
-            LocalEngine(student),
+            local_engine(student, self.tokenizer),
             None,
             self.decoder.protocol,
             num_slots=self.num_slots,

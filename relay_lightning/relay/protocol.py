@@ -62,6 +62,17 @@ class CallProtocol:
         """The command that asks for n tokens, as text."""
         return f"{self.open_tag}{n}{self.close_tag}"
 
+    def spell(self, n: int, vocabulary: Vocabulary) -> list[int]:
+        """The command that asks for n tokens as token ids, as it stands inside a text. The only spelling of it.
+
+        Raises ValueError when the vocabulary lacks a part of it.
+        """
+        text = self.format(n)
+        token_ids = vocabulary.spell(text.encode())
+        if vocabulary.bytes_of(token_ids) != text.encode():
+            raise ValueError(f"the student's vocabulary cannot spell the command {text}; choose another student")
+        return token_ids
+
     def strip(self, text: str) -> str:
         """`text` without its valid calls; the definition on text of what a teacher reads."""
         return self.pattern.sub(b"", text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
@@ -118,6 +129,10 @@ class CompiledProtocol:
     def token_bytes(self) -> list[bytes | None]:
         """The bytes of every token id; None for a special token."""
         return self.vocabulary.token_bytes
+
+    def spell(self, n: int) -> list[int]:
+        """The command that asks for n tokens; raises as `CallProtocol.spell` does."""
+        return self.protocol.spell(n, self.vocabulary)
 
     def scan(self, token_ids: Sequence[int]) -> list[CommandSpan]:
         """The valid calls of a segment, in order.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
+from relay_lightning.models.continuation import continuations
 from relay_lightning.relay.token_bytes import token_bytes
 
 
@@ -54,15 +56,16 @@ class Vocabulary:
         return self.bytes_of(token_ids).decode("utf-8", errors="replace")
 
     def spell(self, data: bytes) -> list[int]:
-        """Token ids of a piece of text: the tokenizer's own if they say just that, else the longest from the left.
+        """Token ids of a piece of text as it stands inside a text, without a space before it or special tokens.
 
-        What no token can say (half a character, without byte tokens) is left out.
+        They are the tokenizer's own (`continuations`) if they say just that, else the longest from the left. What no
+        token can say (half a character, without byte tokens) is left out.
         """
         if self._encode is not None and data:
-            token_ids = self._encode(data.decode("utf-8", "replace"))
-            said = [self.token_bytes[token] if token < len(self) else None for token in token_ids]
-            if None not in said and b"".join(filter(None, said)) == data:
-                return token_ids
+            text = data.decode("utf-8", "replace")
+            for token_ids in chain([self._encode(text)], continuations(self._encode, text)):
+                if self._says(token_ids, data):
+                    return token_ids
         spelled: list[int] = []
         position = 0
         while position < len(data):
@@ -75,6 +78,11 @@ class Vocabulary:
             else:
                 position += 1
         return spelled
+
+    def _says(self, token_ids: Sequence[int], data: bytes) -> bool:
+        """Whether the token ids are plain text, all of it `data`."""
+        said = [self.token_bytes[token] if token < len(self) else None for token in token_ids]
+        return None not in said and b"".join(filter(None, said)) == data
 
     @cached_property
     def _ids(self) -> dict[bytes, int]:

@@ -48,7 +48,7 @@ class RelayCLI(LightningCLI):
     def __init__(self, subcommand: str, arguments: list[str]) -> None:
         self._chosen = subcommand
         self._resumed_step: int | None = None
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         try:
             super().__init__(
                 LightningModule,

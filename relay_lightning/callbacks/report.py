@@ -17,12 +17,13 @@ from rich.console import Console
 from tqdm import tqdm
 from typing_extensions import override
 
-from relay_lightning.callbacks.run_folder import RunFolder, write_atomically
+from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.evaluation.baseline import dump_results, load_results
 from relay_lightning.evaluation.evaluate import EvalResult
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
 from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
+from relay_lightning.files import write_atomically
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.processes import gather_in_turn

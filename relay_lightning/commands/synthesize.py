@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from relay_lightning.callbacks.run_folder import write_atomically
 from relay_lightning.commands.parser import run_function
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.commands import MAX_COMMANDS, MAX_DIGIT_EXPONENT, insert_commands
@@ -20,6 +19,7 @@ from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.files import write_atomically
 from relay_lightning.models.loading import load_tokenizer, load_untrained
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.self_samples import draw_self_samples, fingerprint

@@ -46,25 +46,32 @@ def lock(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[None]:
-    """Reserves `path` for this command, which writes it within the block; to be entered before expensive work.
-
-    An empty, locked file holds the place; it is removed if nothing was written. Raises FileExistsError if the file
-    exists and is not empty, and as `lock` does.
-    """
+def locked_file(path: Path) -> Iterator[IO[bytes]]:
+    """The file of `lock` within the block; one that was made for it and stayed empty is removed."""
     is_new = not path.exists()
     with lock(path) as file:
-        if os.fstat(file.fileno()).st_size:
-            raise FileExistsError(f"{path} exists already and is not overwritten; move it away, or name another file.")
         try:
-            yield
+            yield file
         finally:
             if is_new and path.exists() and not path.stat().st_size:
                 path.unlink()
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[None]:
+def new_file(path: Path) -> Iterator[Path]:
+    """Reserves `path` for this command, which writes it within the block; to be entered before expensive work.
+
+    An empty, locked file holds the place. Raises FileExistsError if the file exists and is not empty, and as `lock`
+    does.
+    """
+    with locked_file(path) as file:
+        if os.fstat(file.fileno()).st_size:
+            raise FileExistsError(f"{path} exists already and is not overwritten; move it away, or name another file.")
+        yield path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
     """Reserves the folder `path` for this command, which fills it within the block; entered before expensive work.
 
     A folder that was made and stayed empty is removed. Raises FileExistsError if the path holds anything, and
@@ -83,7 +90,7 @@ def new_folder(path: Path) -> Iterator[None]:
         if any(path.iterdir()):
             raise FileExistsError(f"The output folder {path} exists and is not empty; name another folder.")
         try:
-            yield
+            yield path
         finally:
             if is_new and not any(path.iterdir()):
                 path.rmdir()

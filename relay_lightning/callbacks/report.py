@@ -28,6 +28,7 @@ from relay_lightning.models.loading import load_model
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.terminal import one_line
 from relay_lightning.types import Prompt
 
 
@@ -78,6 +79,12 @@ class Report(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._begun_s -= state_dict["wall_s"]
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads the held-out problems before any model is loaded."""
+        if self.enabled:
+            trainer.datamodule.setup("test")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,7 +138,6 @@ class Report(Callback):
 
     def _prompts(self, trainer: Trainer) -> list[Prompt]:
         """The held-out prompts, the same on every process."""
-        trainer.datamodule.setup("test")
         return trainer.datamodule.build_prompts("test")[: self.num_problems]
 
     def _held_out(self, trainer: Trainer, pl_module: LightningModule, prompts: Sequence[Prompt]) -> HeldOut:
@@ -188,7 +194,7 @@ def print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     console.print(summary_table(summary))
     for line in summary_lines(summary):
         console.print(line, markup=False)
-    console.print(f"{summary['wall_s']:.0f} s · {folder.path}", markup=False)
+    console.print(one_line(f"{summary['wall_s']:.0f} s · {folder.path}"), markup=False)
 
 
 def _progress_bar(num_prompts: int) -> Callable[[str], Callable[[int], None]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.files import write_atomically
+from relay_lightning.files import new_file, write_atomically
+from relay_lightning.json_lines import json_line
 from relay_lightning.models.loading import load_tokenizer, load_untrained
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.self_samples import draw_self_samples, fingerprint
 from relay_lightning.pair import build_decoder
 from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.terminal import print_line
 from relay_lightning.types import Prompt
 
 
@@ -69,27 +71,30 @@ def synthesize(
     """
     problems = load_problems(data, num_problems=num_problems, seed=seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer, model = load_tokenizer(student, student_loading), load_untrained(student, student_loading, device)
-    prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
     sampling = SamplingParams(max_completion_tokens, temperature)
-    identity = fingerprint(model.state_dict(), prompts, sampling, samples_per_prompt=samples_per_prompt, seed=seed)
-    path = Path(output) if output else Path(cache_dir) / f"{identity}.jsonl"
-    if path.exists():
-        raise FileExistsError(f"{path} exists already and is not overwritten.")
-    decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
-    with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
-        samples = draw_self_samples(
-            decoder,
-            prompts,
-            sampling,
-            samples_per_prompt=samples_per_prompt,
-            seed=seed,
-            on_progress=lambda num_finished: bar.update(num_finished - bar.n),
-        )
-    settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
-    rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol.protocol, seed)
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    print(f"{len(samples)} completions: {path}")
+    with ExitStack() as reserved:
+        path = reserved.enter_context(new_file(Path(output))) if output else None
+        tokenizer, model = load_tokenizer(student, student_loading), load_untrained(student, student_loading, device)
+        prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
+        if path is None:
+            identity = fingerprint(
+                model.state_dict(), prompts, sampling, samples_per_prompt=samples_per_prompt, seed=seed
+            )
+            path = reserved.enter_context(new_file(Path(cache_dir) / f"{identity}.jsonl"))
+        decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
+        with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
+            samples = draw_self_samples(
+                decoder,
+                prompts,
+                sampling,
+                samples_per_prompt=samples_per_prompt,
+                seed=seed,
+                on_progress=lambda num_finished: bar.update(num_finished - bar.n),
+            )
+        settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
+        rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol.protocol, seed)
+        write_atomically(path, "".join(map(json_line, rows)))
+    print_line(f"{len(samples)} completions: {path}")
 
 
 def sample_rows(

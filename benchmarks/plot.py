@@ -14,6 +14,8 @@ import matplotlib as mpl
 
 mpl.use("svg")
 from benchmarks import plot_kernels, plot_training
+from relay_lightning.files import new_file
+from relay_lightning.terminal import one_line
 
 PICTURES = {"training": plot_training.plot, "kernels": plot_kernels.plot}
 
@@ -23,14 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", choices=PICTURES)
     parser.add_argument("source", type=Path, help="a run folder, or a results file")
-    parser.add_argument("output", type=Path, help="picture to write; its suffix says the format")
+    parser.add_argument("output", type=Path, help="picture to write, a new file; its suffix says the format")
     arguments = parser.parse_args()
     try:
-        figure = PICTURES[arguments.picture](arguments.source)
+        with new_file(arguments.output) as output:
+            PICTURES[arguments.picture](arguments.source).savefig(output)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output)
+        parser.error(one_line(str(error)))
 
 
 if __name__ == "__main__":

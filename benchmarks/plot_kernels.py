@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from relay_lightning.json_lines import read_rows
+
 OURS = "relay_kernels"
 OUR_COLOUR, THEIR_COLOUR = "#1b6ca8", "#b8c4ce"
 NUM_COLUMNS = 2
@@ -31,7 +33,7 @@ class Panel:
 
 def plot(path: Path) -> plt.Figure:
     """The picture of one results file. Raises ValueError when it has nothing to show."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for _, row in read_rows(path) if row.get("benchmark") == "kernels"]
     panels = latest_panels(rows)
     if not panels:
         raise ValueError(f"{path} has no green result of `python -m benchmarks.kernels`")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from relay_lightning.json_lines import parse_row, read_rows
 
 NUM_SMOOTHED_STEPS = 5
 """Steps that a drawn point is the mean of; one step's 128 samples scatter by a few per cent."""
@@ -28,18 +29,22 @@ class StepFigures:
 
 
 def read_steps(paths: Sequence[Path]) -> list[StepFigures]:
-    """Figures of every rollout in `rollouts*.jsonl`, in order; the files of several processes count together."""
+    """Figures of every rollout in `rollouts*.jsonl`, in order; the files of several processes count together.
+
+    Raises ValueError naming the file and line of a row that is damaged or no rollout.
+    """
     totals: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     for path in paths:
-        for line in path.open(encoding="utf-8"):
-            row = json.loads(line)
+        for line_number, (_, row) in enumerate(read_rows(path), start=1):
+            if not row.keys() >= {"step", "is_correct", "token_ids", "call_ratio"}:
+                raise ValueError(f"{path}:{line_number} is no rollout of a run")
             total = totals[row["step"]]
             total[0] += 1
             total[1] += row["is_correct"]
             total[2] += len(row["token_ids"])
             total[3] += row["call_ratio"] * len(row["token_ids"])
     return [
-        StepFigures(step, correct / samples, teacher_tokens / tokens)
+        StepFigures(step, correct / samples, teacher_tokens / max(tokens, 1))
         for step, (samples, correct, tokens, teacher_tokens) in sorted(totals.items())
     ]
 
@@ -82,10 +87,14 @@ def draw_line(axes: Axes, positions: Sequence[int], values: Sequence[float], col
     axes.plot(positions, smooth(values), color=colour, linewidth=2)
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a finished run, else an empty one. Raises ValueError for a damaged file."""
+    return parse_row(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path)) if path.exists() else {}
+
+
 def plot(run_folder: Path) -> plt.Figure:
     """The picture of one run folder. Raises ValueError for one without rollouts."""
     steps = read_steps(sorted(run_folder.glob("rollouts*.jsonl")))
     if not steps:
         raise ValueError(f"{run_folder} has no rollouts.jsonl")
-    summary_path = run_folder / "summary.json"
-    return draw(steps, json.loads(summary_path.read_text()) if summary_path.exists() else {})
+    return draw(steps, read_summary(run_folder / "summary.json"))

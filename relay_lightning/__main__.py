@@ -9,6 +9,8 @@ import signal
 import sys
 from importlib import import_module
 
+from relay_lightning.terminal import print_error
+
 TRAINER_SUBCOMMANDS = {
     "fit": "train a stage: warm-up or GRPO; ends with a table of what was reached",
     "validate": "figures of the validation problems",
@@ -66,7 +68,7 @@ def _report(error: Exception) -> int:
 
 
 def _refuse(sentence: str, exit_code: int = USAGE_ERROR) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
+    print_error(sentence)
     return exit_code
 
 

@@ -31,11 +31,13 @@ from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.grpo import GRPOModule
 from relay_lightning.modules.sharded_strategy import resolve_strategy
 from relay_lightning.modules.warmup import WarmupModule
+from relay_lightning.terminal import escape_record
 
 STAGES = (WarmupModule, WarmupDataModule, GRPOModule, PromptDataModule)
 """Imported so that a configuration can name them without their modules."""
 LAST = "last"
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+for record_filter in (lambda record: "Tip:" not in record.getMessage(), escape_record):
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(record_filter)
 
 
 class RelayParser(OneSentenceErrors, LightningArgumentParser):
@@ -48,7 +50,7 @@ class RelayCLI(LightningCLI):
     def __init__(self, subcommand: str, arguments: list[str]) -> None:
         self._chosen = subcommand
         self._resumed_step: int | None = None
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         try:
             super().__init__(
                 LightningModule,

@@ -8,7 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from relay_lightning.callbacks.run_folder import RunFolder, write_atomically
+from relay_lightning.callbacks.run_folder import RunFolder
+from relay_lightning.files import write_atomically
 
 CONFIG_KEY = "config"
 """Where a checkpoint keeps the configuration of its run, as YAML."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,20 @@ from typing_extensions import override
 from relay_lightning.callbacks.rollout_writer import completion_fields
 from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.data.stream import CompletionBatch
+from relay_lightning.files import new_file
+from relay_lightning.json_lines import json_line
 
 
 class PredictionWriter(Callback):
     """Writes the completions of `predict` to `predictions.jsonl` of the run folder, a row each."""
 
+    def __init__(self) -> None:
+        self._reserved = ExitStack()
+
     @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path = self._path(trainer)
-        if path.exists():
-            raise FileExistsError(
-                f"{path} exists already and is not overwritten; move it away, or name another folder with --run_dir."
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reserves the file before any model is loaded. Raises as `new_file` does."""
+        self._reserved.enter_context(new_file(self._path(trainer)))
 
     @override
     def on_predict_batch_end(
@@ -40,12 +41,19 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         with self._path(trainer).open("a", encoding="utf-8") as file:
-            for row in prediction_rows(outputs):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(map(json_line, prediction_rows(outputs)))
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rank_zero_info(f"Predictions: {self._path(trainer)}")
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._reserved.close()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._reserved.close()
 
     @staticmethod
     def _path(trainer: Trainer) -> Path:

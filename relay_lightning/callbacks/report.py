@@ -17,16 +17,18 @@ from rich.console import Console
 from tqdm import tqdm
 from typing_extensions import override
 
-from relay_lightning.callbacks.run_folder import RunFolder, write_atomically
+from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.evaluation.baseline import dump_results, load_results
 from relay_lightning.evaluation.evaluate import EvalResult
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
 from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
+from relay_lightning.files import write_atomically
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.pair import local_engine
 from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.terminal import one_line
 from relay_lightning.types import Prompt
 
 
@@ -77,6 +79,12 @@ class Report(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._begun_s -= state_dict["wall_s"]
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads the held-out problems before any model is loaded."""
+        if self.enabled:
+            trainer.datamodule.setup("test")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,7 +138,6 @@ class Report(Callback):
 
     def _prompts(self, trainer: Trainer) -> list[Prompt]:
         """The held-out prompts, the same on every process."""
-        trainer.datamodule.setup("test")
         return trainer.datamodule.build_prompts("test")[: self.num_problems]
 
     def _held_out(self, trainer: Trainer, pl_module: LightningModule, prompts: Sequence[Prompt]) -> HeldOut:
@@ -187,7 +194,7 @@ def print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     console.print(summary_table(summary))
     for line in summary_lines(summary):
         console.print(line, markup=False)
-    console.print(f"{summary['wall_s']:.0f} s · {folder.path}", markup=False)
+    console.print(one_line(f"{summary['wall_s']:.0f} s · {folder.path}"), markup=False)
 
 
 def _progress_bar(num_prompts: int) -> Callable[[str], Callable[[int], None]]:

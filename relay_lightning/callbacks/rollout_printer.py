@@ -12,7 +12,8 @@ from rich.text import Text
 from tqdm import tqdm
 from typing_extensions import override
 
-from relay_lightning.evaluation.transcript import escape_terminal, transcript
+from relay_lightning.evaluation.transcript import transcript
+from relay_lightning.terminal import escape_terminal
 from relay_lightning.types import Rollout, RolloutGroup
 
 

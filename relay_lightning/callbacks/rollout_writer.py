@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,10 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from relay_lightning.callbacks.run_folder import RunFolder
+from relay_lightning.json_lines import json_line, read_rows
 from relay_lightning.types import Completion, Rollout, RolloutGroup, TokenSource
+
+REMEDY = "; move the file away to go on without it"
 
 
 class RolloutWriter(Callback):
@@ -46,8 +49,7 @@ class RolloutWriter(Callback):
         if groups is self._written:
             return
         with self._path(trainer).open("a", encoding="utf-8") as file:
-            for row in rollout_rows(groups, self._step_begun_at):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(map(json_line, rollout_rows(groups, self._step_begun_at)))
         self._written = groups
 
     @staticmethod
@@ -106,13 +108,17 @@ def decode_runs(runs: list[list[Any]]) -> list[TokenSource]:
 
 
 def cut_rows(path: Path, from_step: int) -> None:
-    """Drops the rows of `from_step` and later from the end of the file, and a row that a kill left unfinished."""
+    """Drops the rows of `from_step` and later from the end of the file, and a row that a kill left unfinished.
+
+    Raises ValueError, and drops nothing, if a row before those is damaged or not of a run.
+    """
     if not path.exists():
         return
-    with path.open("rb+") as file:
-        num_kept_bytes = 0
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] >= from_step:
-                break
-            num_kept_bytes += len(line)
-        file.truncate(num_kept_bytes)
+    num_kept_bytes = 0
+    for line_number, (stop, row) in enumerate(read_rows(path, hint=REMEDY), start=1):
+        if not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}:{line_number} is no rollout of a run{REMEDY}.")
+        if row["step"] >= from_step:
+            break
+        num_kept_bytes = stop
+    os.truncate(path, num_kept_bytes)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from relay_lightning.files import lock
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -64,7 +64,7 @@ class RunFolder:
     def contains(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.path.resolve())
 
-    def claim(self, *, is_continued: bool) -> IO[str]:
+    def claim(self, *, is_continued: bool) -> IO[bytes]:
         """Takes the folder until the file that is given back is closed, or the process ends, however it ends.
 
         Raises FileExistsError if a run is here that is not to be continued, RuntimeError if one is still running.
@@ -74,14 +74,10 @@ class RunFolder:
                 f"The run folder {self.path} already holds a run, which is never overwritten: "
                 f"continue it with --ckpt_path last, or start in another folder with --run_dir {self._free_name()}."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock(self.path / ".lock")
         except BlockingIOError:
-            lock.close()
             raise RuntimeError(f"The run in {self.path} is still running; stop it before it is continued.") from None
-        return lock
 
     def _of_rank(self, name: str, rank: int) -> Path:
         return self.path / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl")
@@ -92,17 +88,3 @@ class RunFolder:
         while (free := self.path.with_name(f"{self.path.name}-{number}")).exists():
             number += 1
         return free
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Puts `text` under `path` such that a kill or a full disk leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

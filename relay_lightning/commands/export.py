@@ -13,10 +13,12 @@ import yaml
 from relay_lightning.callbacks.checkpoint_io import read_checkpoint
 from relay_lightning.callbacks.config_writer import CONFIG_KEY
 from relay_lightning.commands.parser import run_function
+from relay_lightning.files import new_folder
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.quantization import dequantized
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.terminal import print_line
 
 STUDENT_PREFIX = "student."
 """Where the student stands in a module's state."""
@@ -34,9 +36,13 @@ def export(ckpt_path: str, output: str, merge: bool = False) -> None:
         output: folder to write; must not exist, or be empty.
         merge: add LoRA adapters to the weights.
     """
-    folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"The output folder {folder} exists and is not empty.")
+    with new_folder(Path(output)) as folder:
+        step = _export(ckpt_path, folder, merge)
+    print_line(f"step {step} of {ckpt_path}: {folder}")
+
+
+def _export(ckpt_path: str, folder: Path, merge: bool) -> int:
+    """Fills the folder; returns the optimiser step of the checkpoint."""
     checkpoint = read_checkpoint(Path(ckpt_path))
     settings = model_settings(checkpoint, ckpt_path)
     loading = LoadSettings(**(settings.get("student_loading") or {}))
@@ -51,7 +57,7 @@ def export(ckpt_path: str, output: str, merge: bool = False) -> None:
         student = merged(student, settings["student"], loading)
     student.save_pretrained(folder, safe_serialization=True)
     load_tokenizer(settings["student"], loading).save_pretrained(folder)
-    print(f"step {checkpoint['global_step']} of {ckpt_path}: {folder}")
+    return int(checkpoint["global_step"])
 
 
 def model_settings(checkpoint: dict[str, Any], ckpt_path: str) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import islice
@@ -16,8 +14,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from relay_lightning.callbacks.run_folder import write_atomically
 from relay_lightning.commands.parser import run_function
+from relay_lightning.commands.pass_rates import (
+    append_rates,
+    begun_on,
+    keep_rows,
+    output_text,
+    read_rates,
+    require_own_output,
+)
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.presets import resolve_source
 from relay_lightning.data.prompt_limits import context_limit, drop_long_prompts
@@ -25,9 +30,11 @@ from relay_lightning.data.records import Problem, load_problems
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import evaluate
+from relay_lightning.files import locked_file, write_atomically
 from relay_lightning.models.loading import load_config, load_model, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.pair import build_decoder
+from relay_lightning.terminal import print_line
 
 JudgeProblems = Callable[[Sequence[Problem]], list["Counts"]]
 """What came of the samples of each problem."""
@@ -75,7 +82,8 @@ def filter_(
     """Samples the teacher alone on every problem, and keeps the problems that it solves often enough.
 
     OUTPUT gets the kept problems, a JSONL row each, to train on. OUTPUT.pass_rates gets a row for every problem as
-    soon as its samples are judged; an interrupted command goes on after the last of them.
+    soon as its samples are judged; an interrupted command goes on after the last of them, and another threshold needs
+    no new samples. Files that this command did not write are never overwritten.
 
     Args:
         output: JSONL file for the problems that are kept.
@@ -112,17 +120,38 @@ def filter_(
         max_completion_tokens,
         seed,
     )
-    num_known = len(read_rates(rates_path, settings))
-    rest = problems[num_known:]
-    if rest:
-        judge = teacher_judge(settings, num_slots, day)
-        append_rates(rates_path, settings, judge_in_batches(rest, judge, settings, problems_per_batch), day)
-    rates = read_rates(rates_path, settings)
-    kept = [row for row in rates if row["pass_rate"] >= threshold]
-    write_atomically(Path(output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    print(f"{len(kept)} of {len(rates)} problems are solved in {threshold:.0%} of the samples or more: {output}")
+    rates = measure_rates(Path(output), problems, settings, day, num_slots, problems_per_batch)
+    kept = keep_rows(rates, threshold)
+    require_own_output(Path(output), rates)
+    write_atomically(Path(output), output_text(kept))
+    print_line(f"{len(kept)} of {len(rates)} problems are solved in {threshold:.0%} of the samples or more: {output}")
     if num_unparsable := sum(row["num_unparsable"] for row in rates):
         print(f"{num_unparsable} of {len(rates) * num_samples} answers could not be understood and count as wrong.")
+
+
+def measure_rates(
+    output: Path,
+    problems: Sequence[Problem],
+    settings: FilterSettings,
+    day: date,
+    num_slots: int,
+    problems_per_batch: int,
+) -> list[dict[str, Any]]:
+    """The row of every problem; those that are in OUTPUT.pass_rates already are not measured again.
+
+    Raises BlockingIOError while another command measures for this output, and as `read_rates` and `require_own_output`
+    do, before the teacher is loaded.
+    """
+    path, plain_settings = Path(f"{output}.pass_rates"), asdict(settings)
+    with locked_file(path) as file:
+        rates = read_rates(path, plain_settings, problems)
+        require_own_output(output, rates)
+        if rest := problems[len(rates) :]:
+            judge = teacher_judge(settings, num_slots, day)
+            for rows in judge_in_batches(rest, judge, settings, problems_per_batch):
+                append_rates(file, plain_settings, day, rows)
+                rates += rows
+    return rates
 
 
 def digest(problems: Sequence[Problem]) -> str:
@@ -174,56 +203,6 @@ def judge_in_batches(
             batch = problems[start : start + batch_size]
             yield [_rate_row(problem, counts, settings) for problem, counts in zip(batch, judge(batch), strict=True)]
             bar.update(len(batch))
-
-
-def append_rates(path: Path, settings: FilterSettings, batches: Iterator[list[dict[str, Any]]], day: date) -> None:
-    """Appends the rows, each batch forced to the disk; a new file begins with the settings and the prompts' date."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            file.write(json.dumps({"settings": asdict(settings), "day": day.isoformat()}) + "\n")
-        for rows in batches:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def read_rates(path: Path, settings: FilterSettings) -> list[dict[str, Any]]:
-    """The rows known so far; one that a kill left unfinished is cut off.
-
-    Raises ValueError if the file was made with other settings.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    rows = [json.loads(line) for line in whole.decode().split("\n")[:-1]]
-    if rows and rows[0].get("settings") != asdict(settings):
-        raise ValueError(
-            f"{path} was made with other settings ({_difference(rows[0], settings)}); choose another output."
-        )
-    return rows[1:]
-
-
-def begun_on(path: Path) -> date:
-    """The date in the header of a file of pass rates, which prompts are rendered with; today for a new file."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file, suppress(ValueError, TypeError, KeyError):
-            return date.fromisoformat(json.loads(file.readline())["day"])
-    return date.today()
-
-
-def _difference(header: Any, settings: FilterSettings) -> str:
-    """What the header of a file says otherwise."""
-    found = header.get("settings", {}) if isinstance(header, dict) else {}
-    changed = [
-        f"{name} was {found.get(name)!r} and is {value!r}"
-        for name, value in asdict(settings).items()
-        if found.get(name) != value
-    ]
-    return "; ".join(changed)
 
 
 def _rate_row(problem: Problem, counts: Counts, settings: FilterSettings) -> dict[str, Any]:

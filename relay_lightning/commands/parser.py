@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
@@ -12,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from relay_lightning.commands.sentences import CLASS, condense_parser_message
 from relay_lightning.data.source import SourceMapping
+from relay_lightning.terminal import print_error
 
 
 class OneSentenceErrors:
@@ -23,7 +23,7 @@ class OneSentenceErrors:
         is_of_source = "SourceMapping" in message and "Unexpected keys" in message
         keys = [*SourceMapping.__annotations__] if is_of_source else [action.dest for action in parser._actions]
         keys += _init_arguments(message)
-        print(f"error: {condense_parser_message(message, keys)}", file=sys.stderr)
+        print_error(condense_parser_message(message, keys))
         raise SystemExit(2) from ex
 
 

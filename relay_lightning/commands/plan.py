@@ -9,11 +9,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from relay_lightning.commands.workload import GB, own_memory_bytes, plans_for_gpu, read_workload
 from relay_lightning.memory.advice import USABLE_SHARE, advise, fits
 from relay_lightning.memory.plan import MemoryPlan, Workload, plan_memory
 from relay_lightning.modules.base import AUTO_SLOTS, RelayModule
+from relay_lightning.terminal import one_line
 
 PARTS = {
     "student_weights": "student, with its adapters",
@@ -111,7 +113,8 @@ def peak_sentence(planned: MemoryPlan, memory_bytes: float) -> str:
 
 def plan_table(planned: MemoryPlan, workload: Workload) -> Table:
     """Parts, then phases, in GB."""
-    table = Table("what", "GB", title=f"{workload.student.name} with {getattr(workload.teacher, 'name', 'no teacher')}")
+    title = f"{workload.student.name} with {getattr(workload.teacher, 'name', 'no teacher')}"
+    table = Table("what", "GB", title=Text(one_line(title)))
     table.columns[1].justify = "right"
     for field, label in PARTS.items():
         table.add_row(label, f"{getattr(planned, field) / GB:.2f}", end_section=field == "optimizer_workspace")

@@ -8,6 +8,8 @@ import linecache
 import re
 from collections.abc import Iterable, Iterator
 
+from relay_lightning.terminal import MAX_VALUE_CHARACTERS, shorten
+
 SPEAKERS = ("relay_lightning", "relay_kernels", "lightning.pytorch.trainer.connectors.accelerator_connector")
 """Whose errors are sentences for the user: own packages, and Lightning's module that checks the trainer's flags."""
 ADDRESSED = (ValueError, RuntimeError, OSError, ModuleNotFoundError)
@@ -53,7 +55,7 @@ def condense_parser_message(message: str, known_keys: Iterable[str] = ()) -> str
     path: list[str] = []
     wrong: list[str] = []
     for raw in message.splitlines():
-        line = raw.strip(" -\t")
+        line = shorten(raw.strip(" -\t"))
         if match := KEY.match(line):
             path.append(match[1])
             line = match[2].strip()
@@ -73,7 +75,7 @@ def _explain_unknown(sentence: str, prefix: str, known_keys: Iterable[str]) -> s
     match = UNKNOWN.search(sentence)
     if not match:
         return sentence
-    unknown = (match[1] or match[2] or match[3]).split("=")[0].removeprefix("--")
+    unknown = shorten((match[1] or match[2] or match[3]).split("=")[0].removeprefix("--"), MAX_VALUE_CHARACTERS)
     known = [key.removeprefix(f"{prefix}.") if prefix else key for key in known_keys]
     similar = difflib.get_close_matches(unknown, known, n=1)
     return f"there is no key '{unknown}'" + (f"; did you mean '{similar[0]}'?" if similar else "")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from relay_lightning.callbacks.run_folder import write_atomically
 from relay_lightning.commands.parser import run_function
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.commands import MAX_COMMANDS, MAX_DIGIT_EXPONENT, insert_commands
@@ -22,11 +21,14 @@ from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.files import new_file, write_atomically
+from relay_lightning.json_lines import json_line
 from relay_lightning.models.loading import load_config, load_tokenizer, load_untrained
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.self_samples import draw_self_samples, fingerprint
 from relay_lightning.pair import build_decoder, local_engine
 from relay_lightning.relay.protocol import CompiledProtocol
+from relay_lightning.terminal import print_line
 from relay_lightning.types import Prompt
 
 
@@ -71,37 +73,38 @@ def synthesize(
     """
     problems = load_problems(data, num_problems=num_problems, seed=seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(student, student_loading)
-    prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
-    limit = context_limit("student", load_config(student, student_loading))
-    prompts = drop_long_prompts(prompts, None, [limit], source=resolve_source(data))
-    model = load_untrained(student, student_loading, device)
     sampling = SamplingParams(max_completion_tokens, temperature)
-    identity = fingerprint(
-        model.state_dict(),
-        prompts,
-        sampling,
-        samples_per_prompt=samples_per_prompt,
-        seed=seed,
-        eos_token_ids=local_engine(model, tokenizer).eos_token_ids,
-    )
-    path = Path(output) if output else Path(cache_dir) / f"{identity}.jsonl"
-    if path.exists():
-        raise FileExistsError(f"{path} exists already and is not overwritten.")
-    decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
-    with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
-        samples = draw_self_samples(
-            decoder,
-            prompts,
-            sampling,
-            samples_per_prompt=samples_per_prompt,
-            seed=seed,
-            on_progress=lambda num_finished: bar.update(num_finished - bar.n),
-        )
-    settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
-    rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol, seed)
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    print(f"{len(samples)} completions: {path}")
+    with ExitStack() as reserved:
+        path = reserved.enter_context(new_file(Path(output))) if output else None
+        tokenizer = load_tokenizer(student, student_loading)
+        prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in problems]
+        limit = context_limit("student", load_config(student, student_loading))
+        prompts = drop_long_prompts(prompts, None, [limit], source=resolve_source(data))
+        model = load_untrained(student, student_loading, device)
+        if path is None:
+            identity = fingerprint(
+                model.state_dict(),
+                prompts,
+                sampling,
+                samples_per_prompt=samples_per_prompt,
+                seed=seed,
+                eos_token_ids=local_engine(model, tokenizer).eos_token_ids,
+            )
+            path = reserved.enter_context(new_file(Path(cache_dir) / f"{identity}.jsonl"))
+        decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
+        with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
+            samples = draw_self_samples(
+                decoder,
+                prompts,
+                sampling,
+                samples_per_prompt=samples_per_prompt,
+                seed=seed,
+                on_progress=lambda num_finished: bar.update(num_finished - bar.n),
+            )
+        settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
+        rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol, seed)
+        write_atomically(path, "".join(map(json_line, rows)))
+    print_line(f"{len(samples)} completions: {path}")
 
 
 def sample_rows(

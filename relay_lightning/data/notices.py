@@ -6,20 +6,21 @@ import logging
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-logger = logging.getLogger(__name__)
+from relay_lightning.terminal import escape_record, quote
 
-MAX_SHOWN_CHARACTERS = 80
+logger = logging.getLogger(__name__)
+logger.addFilter(escape_record)
 
 
 class Remarks:
-    """What is to be said of rows when all are read: how many it is true of, and which is the first."""
+    """Counts of the rows that a remark is true of, with the first of them."""
 
     def __init__(self) -> None:
         self._rows: dict[str, tuple[int, str]] = {}
 
-    def add(self, remark: str, place: str, text: str = "") -> None:
+    def add(self, remark: str, place: str, text: str | None = None) -> None:
         """Counts the row at `place`; `text` is what is shown of it if it is the first."""
-        shown = f" ({text[:MAX_SHOWN_CHARACTERS]!r})" if text else ""
+        shown = f" ({quote(text)})" if text else ""
         num_rows, first = self._rows.get(remark, (0, place + shown))
         self._rows[remark] = (num_rows + 1, first)
 

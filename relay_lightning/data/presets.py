@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from relay_lightning.data.source import DataSource, SourceMapping
+from relay_lightning.terminal import quote
 
 BOXED = "boxed"
 """The answer pattern that takes the last balanced box, which no regular expression can."""
@@ -38,5 +39,5 @@ def resolve_source(source: str | SourceMapping | DataSource) -> DataSource:
     if isinstance(source, DataSource):
         return source
     if "path" not in source:
-        raise ValueError(f"A data source needs the key 'path', but has only {', '.join(map(repr, source)) or 'none'}.")
+        raise ValueError(f"A data source needs the key 'path', but has only {', '.join(map(quote, source)) or 'none'}.")
     return DataSource(**source)

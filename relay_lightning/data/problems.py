@@ -14,6 +14,12 @@ from relay_lightning.types import Prompt
 
 STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
+NEEDED_BY = {
+    "train": "fit trains on it",
+    "val": "fit and validate measure on it",
+    "test": "test, predict and the report of fit need it",
+}
+
 
 class ProblemDataModule(LightningDataModule):
     """Problems of three splits; validation and test prompts. The module being trained builds the prompts.
@@ -24,9 +30,9 @@ class ProblemDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        train: str | SourceMapping,
-        val: str | SourceMapping,
-        test: str | SourceMapping,
+        train: str | SourceMapping | None,
+        val: str | SourceMapping | None,
+        test: str | SourceMapping | None,
         num_train_problems: int | None,
         num_val_problems: int | None,
         num_test_problems: int | None,
@@ -37,10 +43,15 @@ class ProblemDataModule(LightningDataModule):
         super().__init__()
         require_positive(max_prompt_tokens=max_prompt_tokens, eval_batch_size=eval_batch_size)
         self.sources = {
-            "train": (resolve_source(train), num_train_problems),
-            "val": (resolve_source(val), num_val_problems),
-            "test": (resolve_source(test), num_test_problems),
+            split: (resolve_source(source), num_problems)
+            for split, source, num_problems in (
+                ("train", train, num_train_problems),
+                ("val", val, num_val_problems),
+                ("test", test, num_test_problems),
+            )
+            if source is not None
         }
+        """Source and number of problems by split, without those that are null."""
         self.max_prompt_tokens = max_prompt_tokens
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -48,9 +59,11 @@ class ProblemDataModule(LightningDataModule):
         """Problems by split ("train", "val", "test"), filled by `setup`."""
 
     def setup(self, stage: str) -> None:
-        """Reads what the stage needs, before any model is loaded."""
+        """Reads what the stage needs, before any model is loaded. Raises ValueError for a split that is null."""
         added = [split for split in STAGE_SPLITS[stage] if split not in self.problems]
         for split in added:
+            if split not in self.sources:
+                raise ValueError(f"data.{split} is null, but {NEEDED_BY[split]}; name a file or a data set.")
             source, num_problems = self.sources[split]
             self.problems[split] = load_problems(source, num_problems=num_problems, seed=self.seed)
         for held_out in ("val", "test"):

@@ -13,7 +13,8 @@ class PromptDataModule(ProblemDataModule):
 
     Args:
         train: JSONL or Parquet file, folder or Hugging Face id, as text or as a mapping with the names of its columns
-            (`filter --data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k, dapo-17k-filtered.
+            (`filter --data.help`); or by name: tiny:train, gsm8k:train, math:train, dapo-17k, dapo-17k-filtered;
+            null for a command that does not train.
         val: as `train`, validated on; also tiny:test, gsm8k:test, math:test, math500, aime24, aime25.
         test: as `val`; also what `predict` answers.
         num_train_problems: how many problems to take, the first ones; null takes all.
@@ -29,9 +30,9 @@ class PromptDataModule(ProblemDataModule):
     def __init__(
         self,
         *,
-        train: str | SourceMapping = "tiny:train",
-        val: str | SourceMapping = "tiny:test",
-        test: str | SourceMapping = "tiny:test",
+        train: str | SourceMapping | None = "tiny:train",
+        val: str | SourceMapping | None = "tiny:test",
+        test: str | SourceMapping | None = "tiny:test",
         num_train_problems: int | None = 4096,
         num_val_problems: int | None = 64,
         num_test_problems: int | None = 500,

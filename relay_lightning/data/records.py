@@ -11,11 +11,14 @@ from relay_lightning.data.presets import resolve_source
 from relay_lightning.data.rows import open_rows
 from relay_lightning.data.source import DataSource, SourceMapping
 from relay_lightning.data.text_field import TextField, require_columns
+from relay_lightning.json_lines import is_encodable
 from relay_lightning.rewards.answers import is_reference
 from relay_lightning.tiny.task import generate_problems
 
 TINY_PREFIX = "tiny:"
 
+MAX_QUESTION_CHARACTERS = 1_000_000
+"""Longer questions fit no model's context, and only the tokenizer would be busy with them."""
 NO_QUESTION = "no question that can be read (left out)"
 NO_ANSWER = "no answer that can be read (left out)"
 REPEATED = "a question asked before (kept)"
@@ -50,9 +53,9 @@ def load_problems(
 def read_problems(source: DataSource, num_problems: int | None = None) -> list[Problem]:
     """The first `num_problems` problems of the source, all for None.
 
-    Rows whose question or answer cannot be read (a pattern does not match, an answer is empty or too long to be judged)
-    are left out, and it is said how many they are. Raises as `open_rows` does, ValueError naming the row that lacks a
-    column or whose column holds no text, and ValueError if no problem is left.
+    Rows whose question or answer cannot be read are left out and counted: it is null, blank, too long or no finite
+    number, it holds a lone surrogate, or the pattern does not match. Raises as `open_rows` does, ValueError naming the
+    row that lacks a column or whose column has another type, and ValueError if no problem is left.
     """
     question_field = TextField(source.question, source.question_pattern, key="question_pattern")
     answer_field = TextField(source.answer, source.answer_pattern, key="answer_pattern")
@@ -83,13 +86,13 @@ def _read_problem(
 ) -> Problem | None:
     """The problem of a row; None, with a remark, for one whose question or answer cannot be read."""
     require_columns(row, fields, place)
-    question_text, answer_text = (field.text(row, place) for field in fields)
-    question, answer = fields[0].extract(question_text), fields[1].extract(answer_text)
-    if question is None:
-        remarks.add(NO_QUESTION, place, question_text)
+    texts = [field.text(row, place) for field in fields]
+    question, answer = (field.extract(text) if text else None for field, text in zip(fields, texts, strict=True))
+    if question is None or len(question) > MAX_QUESTION_CHARACTERS or not is_encodable(question):
+        remarks.add(NO_QUESTION, place, texts[0])
         return None
-    if answer is None or not is_reference(answer):
-        remarks.add(NO_ANSWER, place, answer_text)
+    if answer is None or not is_encodable(answer) or not is_reference(answer):
+        remarks.add(NO_ANSWER, place, texts[1])
         return None
     return Problem(row_index, question, answer)
 

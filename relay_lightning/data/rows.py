@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping
+from decimal import Decimal, InvalidOperation
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from relay_lightning.data.presets import PRESETS
 from relay_lightning.data.source import DEFAULT_SPLIT, DataSource
+from relay_lightning.json_lines import parse_row
 
 PlacedRow = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and its columns."""
 
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv")
+"""Suffixes by which a path is a file and no hub id, though it may not exist."""
+READ_FORMATS = "; what is read is JSONL (a JSON object a line, plain or gzip) and Parquet"
+GZIP_MAGIC = b"\x1f\x8b"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -27,16 +35,16 @@ def open_rows(source: DataSource) -> Iterator[PlacedRow]:
     installed, RuntimeError when a data set cannot be opened, and ValueError naming the file and line or row of one
     that cannot be read.
     """
-    path = Path(source.path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source.path))
+    if os.path.isdir(path):
         return _data_set_rows(source, str(path))
-    if _HUB_ID.fullmatch(source.path) and not path.is_file() and path.suffix not in FILE_SUFFIXES:
+    if _HUB_ID.fullmatch(source.path) and not os.path.isfile(path) and path.suffix.lower() not in FILE_SUFFIXES:
         return _data_set_rows(source, source.path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"The data file {path} does not exist.{_known_names(path)}")
     if (source.split, source.subset, source.revision) != (DEFAULT_SPLIT, None, None):
         raise ValueError(f"{path} is a file; only folders and Hugging Face data sets have split, subset and revision.")
-    return _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else _jsonl_rows(path)
 
 
 def _known_names(path: Path) -> str:
@@ -47,32 +55,44 @@ def _known_names(path: Path) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
-    """Lines without text count as no rows."""
-    with path.open(encoding="utf-8") as lines:
-        for line_number, line in enumerate(lines, start=1):
-            if line.strip():
-                place = f"{path}:{line_number}"
-                yield place, _parse_row(line, place)
-
-
-def _parse_row(line: str, place: str) -> Mapping[str, Any]:
+    """Lines without text count as no rows; a byte order mark is no text."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not valid JSON: {error}.") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} must be a JSON object, but is a {type(row).__name__}.")
-    return row
+        with _open_text(path) as lines:
+            for line_number, line in enumerate(lines, start=1):
+                if text := line.lstrip("\ufeff").strip():
+                    place = f"{path}:{line_number}"
+                    yield place, parse_row(text, place, decoder=_DECODER, hint=READ_FORMATS)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"The data file {path} cannot be read: {_one_line(error)}.") from error
+
+
+def _open_text(path: Path) -> IO[str]:
+    """The file as lines, decompressed if it is gzip; bytes that are not UTF-8 become lone surrogates."""
+    with path.open("rb") as file:
+        opener: Any = gzip.open if file.read(2) == GZIP_MAGIC else open
+    return opener(path, "rt", encoding="utf-8", errors="surrogateescape")
+
+
+def _exact_number(digits: str) -> Decimal:
+    """A number as it stands in the file, of any length; NaN for an exponent beyond all bounds."""
+    try:
+        return Decimal(digits)
+    except InvalidOperation:
+        return Decimal("NaN")
+
+
+_DECODER = json.JSONDecoder(parse_int=_exact_number, parse_float=_exact_number)
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
     parquet = _import("pyarrow.parquet", path)
+    arrow_error = _import("pyarrow", path).ArrowException
     row_index = count()
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from ((f"{path} row {next(row_index)}", row) for row in batch.to_pylist())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, arrow_error) as error:
         raise ValueError(f"The data file {path} cannot be read as Parquet: {_one_line(error)}") from error
 
 

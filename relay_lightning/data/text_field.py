@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 from relay_lightning.data.presets import BOXED
+from relay_lightning.json_lines import kind
 from relay_lightning.rewards.answers import extract_boxed
+from relay_lightning.terminal import quote
 
+MAX_DIGITS = 1000
+"""A number of more digits before or after its point is not written out."""
+MAX_LISTED_COLUMNS = 20
+MAX_LISTED_DEPTH = 8
+"""How much of a row a sentence lists."""
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 """One step of a nested name: a key, or an index in brackets."""
 
@@ -26,22 +34,27 @@ class TextField:
         self._pattern = None if pattern is None or self._is_boxed else _compile(pattern, key)
 
     def is_in(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row has the column."""
+        """True if the row has the column."""
         try:
             _pick(row, self.column)
         except LookupError:
             return False
         return True
 
-    def text(self, row: Mapping[str, Any], place: str) -> str:
-        """The whole column as text; a number is written as JSON writes it. Raises ValueError for anything else."""
+    def text(self, row: Mapping[str, Any], place: str) -> str | None:
+        """The whole column as text, a number in plain decimal notation; None where it holds nothing that can be read.
+
+        That is null, a blank text, and a number that is not finite or too long. Raises ValueError for other types.
+        """
         value = _pick(row, self.column)
-        if isinstance(value, str) and value.strip():
-            return value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return json.dumps(value)
-        found = json.dumps(value, ensure_ascii=False, default=str)
-        raise ValueError(f"{place}: column '{self.column}' must be a text or a number, but is {found}.")
+        if value is None or isinstance(value, str):
+            return value if value and value.strip() else None
+        if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+            return _decimal_text(Decimal(repr(float(value)) if isinstance(value, float) else value))
+        raise ValueError(
+            f"{place}: column {quote(self.column)} must be a text or a number, but is {kind(value)}"
+            f"{_columns_inside(value, self.column)}."
+        )
 
     def extract(self, text: str) -> str | None:
         """What the pattern takes of the column's text, where it matches last; None where it does not."""
@@ -59,13 +72,29 @@ def require_columns(row: Mapping[str, Any], fields: Sequence[TextField], place: 
         raise ValueError(f"{place} lacks {_quoted(missing)}; its columns are {_quoted(_names(row)) or 'none'}.")
 
 
+def _decimal_text(number: Decimal) -> str | None:
+    """1E-5 as 0.00001, and 72.00 as 72; None for a number that cannot be written out."""
+    if not number.is_finite() or abs(number.adjusted()) > MAX_DIGITS:
+        return None
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _columns_inside(value: Any, column: str) -> str:
+    """The columns inside a nested value, as a hint."""
+    names = [name for name in _names(value, column) if name != column]
+    return f"; inside it are {_quoted(names)}" if names else ""
+
+
 def _compile(pattern: str, key: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}.") from None
+        raise ValueError(f"{key} {quote(pattern)} is not a regular expression: {error}.") from None
     if compiled.groups != 1:
-        raise ValueError(f"{key} {pattern!r} must have one group, around what is wanted, but has {compiled.groups}.")
+        raise ValueError(
+            f"{key} {quote(pattern)} must have one group, around what is wanted, but has {compiled.groups}."
+        )
     return compiled
 
 
@@ -81,16 +110,17 @@ def _pick(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def _names(value: Any, name: str = "") -> Iterator[str]:
+def _names(value: Any, name: str = "", depth: int = 0) -> Iterator[str]:
     """The columns of a row as a field names them: nested ones in full, of a list its first entry."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and depth < MAX_LISTED_DEPTH:
         for key, inner in value.items():
-            yield from _names(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-        yield from _names(value[0], f"{name}[0]")
+            yield from _names(inner, f"{name}.{key}" if name else str(key), depth + 1)
+    elif isinstance(value, list) and value and depth < MAX_LISTED_DEPTH:
+        yield from _names(value[0], f"{name}[0]", depth + 1)
     else:
         yield name
 
 
-def _quoted(names: Any) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+def _quoted(names: Iterable[str]) -> str:
+    listed = [quote(name) for name in islice(names, MAX_LISTED_COLUMNS + 1)]
+    return ", ".join(listed[:MAX_LISTED_COLUMNS]) + ", ..." * (len(listed) > MAX_LISTED_COLUMNS)

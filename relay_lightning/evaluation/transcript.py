@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from unicodedata import category
 
 from rich.text import Text
 
+from relay_lightning.terminal import escape_terminal
 from relay_lightning.types import Completion, TokenSource
 
 STYLES = {"student": "", "command": "dim", "teacher": "bold magenta"}
-HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-"""Control, format (text direction, zero width), surrogate, private-use, and separator characters: what could move the
-cursor, hide text or reorder it."""
 
 
 def transcript(completion: Completion, token_bytes: Sequence[bytes | None]) -> Text:
@@ -36,14 +33,3 @@ def authored_runs(completion: Completion) -> Iterator[tuple[str, list[int]]]:
         authors[span.command_start : span.start] = ["command"] * span.num_command_tokens
     for author, run in groupby(zip(authors, completion.token_ids, strict=True), key=lambda pair: pair[0]):
         yield author, [token_id for _, token_id in run]
-
-
-def escape_terminal(text: str) -> str:
-    """The text with every character that could act on a terminal written out as an escape sequence.
-
-    Line feeds and tabs stay.
-    """
-    return "".join(
-        char if char in "\n\t" or category(char) not in HIDDEN_CATEGORIES else char.encode("unicode_escape").decode()
-        for char in text
-    )

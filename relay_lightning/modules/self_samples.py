@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 
 from relay_lightning.data.sft import SelfSample
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.files import write_atomically
+from relay_lightning.json_lines import json_line, read_rows
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.types import Completion, Prompt
 
@@ -63,24 +64,17 @@ def fingerprint(
 
 def write_self_samples(path: Path, samples: Sequence[SelfSample]) -> None:
     """Writes one JSON row per sample; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, "".join(json_line(asdict(sample)) for sample in samples))
 
 
 def read_self_samples(path: Path) -> list[SelfSample]:
     """The inverse of `write_self_samples`. Raises ValueError naming file and line of a row that is none."""
     samples = []
-    with path.open(encoding="utf-8") as lines:
-        for line_number, line in enumerate(lines, start=1):
-            try:
-                samples.append(_from_row(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{line_number} is not a self-sampled completion ({error}).") from None
+    for line_number, (_, row) in enumerate(read_rows(path), start=1):
+        try:
+            samples.append(_from_row(row))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{line_number} is not a self-sampled completion ({error}).") from None
     return samples
 
 

@@ -12,6 +12,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from relay_lightning.files import new_folder
+from relay_lightning.terminal import one_line
 from relay_lightning.tiny.asides import insert_asides
 from relay_lightning.tiny.evaluate import accuracy_by_kind, commands_per_completion, generate_texts, oracle_hooks
 from relay_lightning.tiny.task import BENCHMARK_MIX, STUDENT_MIX, TEACHER_MIX, Kind, TinyProblem, generate_problems
@@ -130,7 +133,14 @@ def report(model: Qwen3ForCausalLM, tokenizer: Tokenizer, label: str, problems: 
 
 
 def build(out: Path, seed: int, has_bf16: bool) -> None:
-    """Trains, saves and reports all three."""
+    """Trains, saves and reports all three. Raises as `new_folder` does, before any training."""
+    with ExitStack() as reserved:
+        for name in ("teacher", "student", "warm-student"):
+            reserved.enter_context(new_folder(out / name))
+        _build(out, seed, has_bf16)
+
+
+def _build(out: Path, seed: int, has_bf16: bool) -> None:
     tokenizer = train_tokenizer()
     problems = generate_problems("test", NUM_TEST_PROBLEMS, TEST_SEED)
     started_s = time.monotonic()
@@ -165,7 +175,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, corpora and sampling")
     parser.add_argument("--bf16", action="store_true", help="pretrain with bfloat16 matrix products")
     arguments = parser.parse_args()
-    build(arguments.out, arguments.seed, arguments.bf16)
+    try:
+        build(arguments.out, arguments.seed, arguments.bf16)
+    except OSError as error:
+        parser.error(one_line(str(error)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The run folder: what counts as a run, who may continue it, and files that are whole or not there."""
+"""The run folder: what counts as a run, who may continue it."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay_lightning.callbacks.run_folder import RunFolder, write_atomically
+from relay_lightning.callbacks.run_folder import RunFolder
 
 
 def test_empty_folder_is_free(tmp_path: Path):
@@ -56,12 +56,3 @@ def test_contains_tells_the_own_checkpoints_from_others(tmp_path: Path):
     folder = RunFolder(tmp_path / "grpo")
     assert folder.contains(folder.last_checkpoint)
     assert not folder.contains(tmp_path / "grpo-2" / "checkpoints" / "last.ckpt")
-
-
-def test_file_is_whole_or_the_old_one_when_writing_fails(tmp_path: Path):
-    path = tmp_path / "summary.json"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -34,9 +34,15 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ('{"question": "q"', r"a\.jsonl:2 is not valid JSON"),
         ('["q", "a"]', r"a\.jsonl:2 must be a JSON object, but is a list"),
         ('{"question": "q"}', r"a\.jsonl:2 lacks 'answer'; its columns are 'question'"),
-        ('{"question": "q", "answer": null}', r"a\.jsonl:2: column 'answer' must be a text or a number, but is null"),
-        ('{"question": " ", "answer": "1"}', r"a\.jsonl:2: column 'question' must be a text"),
         ('{"question": "q", "answer": true}', r"a\.jsonl:2: column 'answer' must be a text or a number, but is true"),
+        (
+            '{"question": {"text": "q"}, "answer": "1"}',
+            r"column 'question' must be a text or a number, but is an object; inside it are 'question.text'",
+        ),
+        (
+            '{"question": "q", "answer": ["1"]}',
+            r"column 'answer' must be a text or a number, but is a list; inside it are 'answer\[0\]'",
+        ),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: str, sentence: str) -> None:

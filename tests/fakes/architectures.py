@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 _COMMON = dict.fromkeys(("gpt2", "gpt_bigcode", "codegen", "gptj"), GPT_LIKE) | {
     "opt": OPT_LIKE,
     **dict.fromkeys(("mamba", "rwkv"), RECURRENT),
-    **dict.fromkeys(("bloom", "mpt", "gpt_neo"), {"vocab_size": VOCAB_SIZE, "eos_token_id": 0}),
+    **{key: {"vocab_size": VOCAB_SIZE, "eos_token_id": 0} for key in ("bloom", "mpt", "gpt_neo")},
     "falcon": RECURRENT,
 }
 

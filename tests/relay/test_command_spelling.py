@@ -79,7 +79,7 @@ def llama_like(folder: Path) -> PreTrainedTokenizerFast:
     """SentencePiece BPE with byte fallback as Llama 2 and Gemma ship it for the `tokenizers` library."""
     slow = trained_sentencepiece(folder, model_type="bpe")
     pieces = sorted(slow.get_vocab().items(), key=lambda item: item[1])
-    ranks = {piece: rank for piece, rank in pieces}
+    ranks = dict(pieces)
     merges = [
         (piece[:cut], piece[cut:])
         for piece, _ in pieces

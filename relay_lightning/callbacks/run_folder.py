@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "baseline.json"
 
     @property
+    def results(self) -> Path:
+        """What was measured after the last step; an interrupted report goes on from it."""
+        return self.path / "results.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -57,9 +62,23 @@ class RunFolder:
         """What `predict` decoded."""
         return self._of_rank("predictions", rank)
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works in the folder."""
+        return self.path / ".lock"
+
+    def has_checkpoint(self) -> bool:
+        """True if any checkpoint is here, `last.ckpt` or another."""
+        return self.checkpoints.is_dir() and any(path.suffix != ".part" for path in self.checkpoints.iterdir())
+
     def holds_run(self) -> bool:
-        """Whether any file of a run is here."""
-        return any(path.exists() for path in (self.config, self.checkpoints, self.rollouts(), self.summary))
+        """True if the folder must not be overwritten.
+
+        A run that ended before its first checkpoint does not count: its folder has a lock file, but no configuration
+        yet (see `ConfigWriter`).
+        """
+        is_foreign = self.rollouts().exists() and not self.lock.exists()
+        return is_foreign or self.config.exists() or self.summary.exists() or self.has_checkpoint()
 
     def contains(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.path.resolve())
@@ -67,15 +86,19 @@ class RunFolder:
     def claim(self, *, is_continued: bool) -> IO[str]:
         """Takes the folder until the file that is given back is closed, or the process ends, however it ends.
 
-        Raises FileExistsError if a run is here that is not to be continued, RuntimeError if one is still running.
+        Raises FileExistsError if a run is here that is not to be continued, RuntimeError if one is still running, and
+        OSError if the folder cannot be written.
         """
         if self.holds_run() and not is_continued:
             raise FileExistsError(
                 f"The run folder {self.path} already holds a run, which is never overwritten: "
                 f"continue it with --ckpt_path last, or start in another folder with --run_dir {self._free_name()}."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self.lock.open("w")
+        except OSError as error:
+            raise OSError(f"The run folder {self.path} cannot be written: {error.strerror}.") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,10 +5,10 @@ Nothing heavy is imported before the subcommand is known, so `--help` answers at
 
 from __future__ import annotations
 
-import signal
 import sys
 from importlib import import_module
 
+from relay_lightning.interruption import Interrupted, stop_signals
 from relay_lightning.terminal import print_error
 
 TRAINER_SUBCOMMANDS = {
@@ -44,17 +44,22 @@ def run(arguments: list[str]) -> int:
             f"there is no subcommand '{subcommand}'; it is one of {', '.join(TRAINER_SUBCOMMANDS | OTHER_SUBCOMMANDS)}"
         )
     try:
-        if subcommand in TRAINER_SUBCOMMANDS:
-            import_module("relay_lightning.cli").RelayCLI(subcommand, rest)
-        elif subcommand == "plan":
-            import_module("relay_lightning.cli").PlanCLI(rest)
-        else:
-            import_module(f"relay_lightning.commands.{subcommand}").main(rest)
-    except KeyboardInterrupt:
-        return _refuse("interrupted", 128 + signal.SIGINT)
+        with stop_signals.handled():
+            _call(subcommand, rest)
+    except Interrupted as stop:
+        return _refuse(stop.sentence, stop.exit_code)
     except Exception as error:
         return _report(error)
     return 0
+
+
+def _call(subcommand: str, arguments: list[str]) -> None:
+    if subcommand in TRAINER_SUBCOMMANDS:
+        import_module("relay_lightning.cli").RelayCLI(subcommand, arguments)
+    elif subcommand == "plan":
+        import_module("relay_lightning.cli").PlanCLI(arguments)
+    else:
+        import_module(f"relay_lightning.commands.{subcommand}").main(arguments)
 
 
 def _report(error: Exception) -> int:

@@ -136,20 +136,21 @@ class RelayCLI(LightningCLI):
             return self._instantiate_trainer(settings, [PredictionWriter()] if self._chosen == "predict" else [])
         if settings["logger"] in (None, True):
             settings["logger"] = TensorBoardLogger(
-                config.run_dir, name="", version="tensorboard", purge_step=self._resumed_step
+                config.run_dir, name="", version="tensorboard", purge_step=self._resumed_step or 0
             )
         return self._instantiate_trainer(settings, self._run_callbacks(settings))
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
-        """In the order in which they must act at the end of a step: files first, then the checkpoint, then stopping."""
-        callbacks: list[Callback] = [self._get(self.config_init, "report"), ConfigWriter(self._dump_run())]
+        """In the order in which they must act: stopping first, the checkpoint last, after all other files."""
+        report, config_writer = self._get(self.config_init, "report"), ConfigWriter(self._dump_run())
+        callbacks: list[Callback] = [GracefulStop(), report, config_writer]
         if hasattr(self.model, "last_groups"):
             callbacks += [Throughput(), RolloutWriter(), self._get(self.config_init, "printer")]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         if settings["enable_checkpointing"] is not False:
             callbacks.append(self._get(self.config_init, "checkpoint"))
-        return [*callbacks, GracefulStop()]
+        return callbacks
 
     def _dump_run(self) -> str:
         """The configuration that runs this run again: complete, and from the beginning."""

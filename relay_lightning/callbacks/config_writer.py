@@ -16,7 +16,10 @@ CONFIG_KEY = "config"
 
 
 class ConfigWriter(Callback):
-    """Writes `config.yaml` when training begins (from then on the folder holds a run), and into every checkpoint.
+    """Writes `config.yaml` once the folder holds a run that must not be overwritten, and into every checkpoint.
+
+    That is with the first checkpoint, or with the first step of a run that writes none: a run that fails earlier leaves
+    its folder free for the corrected command.
 
     Args:
         text: the configuration as YAML.
@@ -24,12 +27,30 @@ class ConfigWriter(Callback):
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._is_written = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            write_atomically(RunFolder.of(trainer).config, self._text)
+        self._write_when_due(trainer, has_begun=False)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._write_when_due(trainer, has_begun=not trainer.checkpoint_callbacks)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_when_due(trainer, has_begun=True)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write_when_due(trainer, has_begun=False)
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self._text
+
+    def _write_when_due(self, trainer: Trainer, *, has_begun: bool) -> None:
+        folder = RunFolder.of(trainer)
+        if not self._is_written and trainer.is_global_zero and (has_begun or folder.has_checkpoint()):
+            write_atomically(folder.config, self._text)
+            self._is_written = True

@@ -1,92 +1,93 @@
-"""GracefulStop: SIGTERM and Ctrl-C end a run at the next optimiser step, with a checkpoint of exactly that step."""
+"""GracefulStop: SIGTERM and Ctrl-C end a run within seconds, with a checkpoint of the last finished step."""
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
-from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from relay_lightning.callbacks.checkpoint import LastCheckpoint
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STDERR = 2
-
-
-class RunInterruptedError(RuntimeError):
-    """A run was stopped by a signal, after its checkpoint was written."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
-        """As shells report a process that a signal ended."""
+from relay_lightning.callbacks.run_folder import RunFolder
+from relay_lightning.interruption import Interrupted, stop_signals
 
 
 class GracefulStop(Callback):
-    """Takes SIGTERM and Ctrl-C during training; a second one stops at once.
+    """Stops a run on a signal wherever it is; a step that is not finished is given up and done again on resume.
 
-    A step is finished first because only between steps are weights, optimiser and counters of one moment. Must be the
-    last callback, so that what the others do at the end of a step is done before the checkpoint is written.
+    One process holds a signal back only from the optimiser's step until Lightning has logged it, so that weights,
+    optimiser, counters and scalars are of one moment. Several processes have to stop together: they agree before each
+    micro-batch. Should be the first callback, because Lightning installs handlers of its own before training.
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
-        self._previous: dict[int, Any] = {}
-        self._step_begun_at = 0
+        self._is_reporting = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._received = None
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        stop_signals.install()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._step_begun_at = trainer.global_step
+        self._between_steps(trainer)
+        stop_signals.is_held = trainer.world_size > 1
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if trainer.global_step == self._step_begun_at:
-            return  # in the middle of accumulated gradients, which no checkpoint holds
-        if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
-            self._stop(trainer)
+        stop_signals.is_held = True
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_handlers()
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._between_steps(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._between_steps(trainer)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_reporting = True
+        self._between_steps(trainer)
+        stop_signals.is_held = False
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
+        stop_signals.is_held = isinstance(exception, Interrupted)
+        if isinstance(exception, Interrupted):
+            self._keep(trainer)
+            exception.sentence = f"Stopped by {exception.name} {self._outcome(trainer)}"
+            if launcher := trainer.strategy.launcher:
+                launcher.kill(signal.SIGTERM)  # the other processes of this machine
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._received is not None:
-            raise KeyboardInterrupt
-        self._received = number
-        name = signal.Signals(number).name
-        # print() is not allowed to be entered twice, which a signal handler cannot rule out
-        message = f"\n{name}: finishing this step, then writing a checkpoint; once more stops at once.\n"
-        os.write(STDERR, message.encode())
+    def _between_steps(self, trainer: Trainer) -> None:
+        """Raises Interrupted if this process, or one of several, has received a signal."""
+        if trainer.world_size == 1:
+            stop_signals.release()
+        elif trainer.strategy.reduce_boolean_decision(stop_signals.received is not None, all=False):
+            raise Interrupted(stop_signals.received or signal.SIGTERM)
 
-    def _stop(self, trainer: Trainer) -> None:
-        number = self._received or signal.SIGTERM  # another process of this run was the one to be told
-        kept = "no checkpoint was asked for"
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, LastCheckpoint):
-                callback.save(trainer)
-                kept = "the checkpoint is written, --ckpt_path last continues here"
-        raise RunInterruptedError(
-            f"Stopped by {signal.Signals(number).name} after step {trainer.global_step}: {kept}.", number
-        )
+    def _keep(self, trainer: Trainer) -> None:
+        if not self._is_reporting:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.save(trainer)
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def _outcome(self, trainer: Trainer) -> str:
+        has_checkpoint = RunFolder.of(trainer).last_checkpoint.exists()
+        if self._is_reporting and has_checkpoint:
+            return (
+                f"in the report after step {trainer.global_step}: the checkpoint and the finished measurements are "
+                "kept, --ckpt_path last measures the rest."
+            )
+        if has_checkpoint:
+            return f"after step {trainer.global_step}: the checkpoint is written, --ckpt_path last continues here."
+        if trainer.global_step == 0:
+            return "before the first step was done: finished measurements are kept, the same command starts again."
+        return f"after step {trainer.global_step}: there is no checkpoint of this run."

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from rich.console import Console
 from tqdm import tqdm
 from typing_extensions import override
 
+from relay_lightning.callbacks.result_file import ResultFile, read_results, weights_digest
 from relay_lightning.callbacks.run_folder import RunFolder
-from relay_lightning.evaluation.baseline import dump_results, load_results
 from relay_lightning.evaluation.evaluate import EvalResult
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
 from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
@@ -69,7 +71,7 @@ class Report(Callback):
         self.router_seeds = range(num_router_seeds)
         self.sampled = sampled
         self._begun_s = time.perf_counter()
-        self._before: dict[str, EvalResult] = {}
+        self._before: UserDict[str, EvalResult] | None = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -82,32 +84,37 @@ class Report(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reads the held-out problems before any model is loaded."""
+        """Refuses a damaged file, and reads the held-out problems, before any model is loaded."""
         if self.enabled:
+            read_results(RunFolder.of(trainer).baseline, {})
             trainer.datamodule.setup("test")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.enabled or trainer.global_step > 0:
+        if not self.enabled:
             return
         prompts = self._prompts(trainer)
-        held_out = self._held_out(trainer, pl_module, prompts)
-        with trainer.precision_plugin.val_step_context():
-            self._before = measure_before(held_out, self._base(pl_module, held_out), sampled=self.sampled)
-        if trainer.is_global_zero:
-            identity = self._identity(pl_module, prompts)
-            write_atomically(RunFolder.of(trainer).baseline, dump_results(self._before, identity))
+        self._before = self._results_before(trainer, pl_module, prompts)
+        if trainer.global_step == 0:
+            held_out = replace(self._held_out(trainer, pl_module, prompts), kept=self._before)
+            base = self._base(pl_module, held_out) if "student_alone" not in self._before else None
+            with trainer.precision_plugin.val_step_context():
+                measure_before(held_out, base, sampled=self.sampled)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
             return
+        pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
         prompts = self._prompts(trainer)
-        held_out = self._held_out(trainer, pl_module, prompts)
-        before = self._before or self._stored_before(trainer, self._identity(pl_module, prompts))
+        if self._before is None:
+            self._before = self._results_before(trainer, pl_module, prompts)
+        identity = self._identity(pl_module, prompts) | model_digests(pl_module)
+        after = self._result_file(trainer, RunFolder.of(trainer).results, identity)
+        held_out = replace(self._held_out(trainer, pl_module, prompts), kept=after)
         routers = {}
         with trainer.precision_plugin.val_step_context():
-            results = before | measure_after(held_out, sampled=self.sampled)
+            results = {**self._before, **measure_after(held_out, sampled=self.sampled)}
             if self.routers and {"relay_after", "teacher_alone"} <= results.keys():
                 routers = measure_routers(held_out, results, self.router_seeds)
         if trainer.is_global_zero:
@@ -115,13 +122,25 @@ class Report(Callback):
             write_atomically(RunFolder.of(trainer).summary, json.dumps(summary, indent=2) + "\n")
             print_summary(summary, RunFolder.of(trainer))
 
-    def _stored_before(self, trainer: Trainer, identity: dict[str, Any]) -> dict[str, EvalResult]:
-        """What the run measured before it was interrupted. Rank 0 decides for all, so that all measure the same."""
-        path = RunFolder.of(trainer).baseline
-        stored = trainer.strategy.broadcast(load_results(path.read_text(), identity) if path.exists() else {})
+    def _results_before(
+        self, trainer: Trainer, pl_module: LightningModule, prompts: Sequence[Prompt]
+    ) -> UserDict[str, EvalResult]:
+        """What the run measured before its first step; before that step only if it was measured on these very models.
+
+        Later the student is another one, and the names of the models have to do.
+        """
+        path, identity = RunFolder.of(trainer).baseline, self._identity(pl_module, prompts)
+        if trainer.global_step == 0:
+            return self._result_file(trainer, path, identity | model_digests(pl_module))
+        stored = self._result_file(trainer, path, identity)
         if not stored:
             rank_zero_info(f"{path} has no figures of these problems from before training; they are left out.")
         return stored
+
+    def _result_file(self, trainer: Trainer, path: Path, identity: Mapping[str, Any]) -> UserDict[str, EvalResult]:
+        """The results at `path` that are of `identity`. Rank 0 decides for all, so that all measure the same."""
+        stored = trainer.strategy.broadcast(read_results(path, identity))
+        return ResultFile(path, identity, stored) if trainer.is_global_zero else UserDict(stored)
 
     def _run_fields(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {
@@ -176,6 +195,15 @@ class Report(Callback):
             "sampled": self.sampled,
             **call_limits(pl_module),
         }
+
+
+def model_digests(pl_module: LightningModule) -> dict[str, str | None]:
+    """Identity of the weights that are measured."""
+    student, teacher = pl_module.decoder.student, pl_module.decoder.teacher
+    return {
+        "student_weights": weights_digest(student.model),
+        "teacher_weights": None if teacher is None else weights_digest(teacher.model),
+    }
 
 
 def call_limits(pl_module: LightningModule) -> dict[str, Any]:

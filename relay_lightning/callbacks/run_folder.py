@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "baseline.json"
 
     @property
+    def results(self) -> Path:
+        """What was measured after the last step; an interrupted report goes on from it."""
+        return self.path / "results.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -57,9 +62,23 @@ class RunFolder:
         """What `predict` decoded."""
         return self._of_rank("predictions", rank)
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works in the folder."""
+        return self.path / ".lock"
+
+    def has_checkpoint(self) -> bool:
+        """True if any checkpoint is here, `last.ckpt` or another."""
+        return self.checkpoints.is_dir() and any(path.suffix != ".part" for path in self.checkpoints.iterdir())
+
     def holds_run(self) -> bool:
-        """Whether any file of a run is here."""
-        return any(path.exists() for path in (self.config, self.checkpoints, self.rollouts(), self.summary))
+        """True if the folder must not be overwritten.
+
+        A run that ended before its first checkpoint does not count: its folder has a lock file, but no configuration
+        yet (see `ConfigWriter`).
+        """
+        is_foreign = self.rollouts().exists() and not self.lock.exists()
+        return is_foreign or self.config.exists() or self.summary.exists() or self.has_checkpoint()
 
     def contains(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.path.resolve())
@@ -67,7 +86,8 @@ class RunFolder:
     def claim(self, *, is_continued: bool) -> IO[bytes]:
         """Takes the folder until the file that is given back is closed, or the process ends, however it ends.
 
-        Raises FileExistsError if a run is here that is not to be continued, RuntimeError if one is still running.
+        Raises FileExistsError if a run is here that is not to be continued, RuntimeError if one is still running, and
+        OSError if the folder cannot be written.
         """
         if self.holds_run() and not is_continued:
             raise FileExistsError(
@@ -75,9 +95,12 @@ class RunFolder:
                 f"continue it with --ckpt_path last, or start in another folder with --run_dir {self._free_name()}."
             )
         try:
-            return lock(self.path / ".lock")
+            return lock(self.lock)
         except BlockingIOError:
             raise RuntimeError(f"The run in {self.path} is still running; stop it before it is continued.") from None
+        except OSError as error:
+            reason = getattr(error.__cause__, "strerror", error)
+            raise OSError(f"The run folder {self.path} cannot be written: {reason}.") from error
 
     def _of_rank(self, name: str, rank: int) -> Path:
         return self.path / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl")

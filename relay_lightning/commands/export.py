@@ -24,7 +24,7 @@ STUDENT_PREFIX = "student."
 """Where the student stands in a module's state."""
 
 
-def export(ckpt_path: str, output: str, merge: bool = False) -> None:
+def export(ckpt_path: str, output: str, merge: bool = False, trust_remote_code: bool = False) -> None:
     """Writes the trained student, its tokenizer and chat template to the folder OUTPUT, as safetensors.
 
     A student trained with LoRA is written as its adapters alone, or with `--merge true` as a whole fp32 model that has
@@ -35,6 +35,7 @@ def export(ckpt_path: str, output: str, merge: bool = False) -> None:
         ckpt_path: checkpoint of a run, such as runs/grpo/checkpoints/last.ckpt.
         output: folder to write; must not exist, or be empty.
         merge: add LoRA adapters to the weights.
+        trust_remote_code: whether code that comes with the student may run; what the checkpoint says of it is ignored.
     """
     with new_folder(Path(output)) as folder:
         step = _export(ckpt_path, folder, merge)
@@ -45,7 +46,7 @@ def _export(ckpt_path: str, folder: Path, merge: bool) -> int:
     """Fills the folder; returns the optimiser step of the checkpoint."""
     checkpoint = read_checkpoint(Path(ckpt_path))
     settings = model_settings(checkpoint, ckpt_path)
-    loading = LoadSettings(**(settings.get("student_loading") or {}))
+    loading = replace(LoadSettings(**(settings.get("student_loading") or {})), trust_remote_code=trust_remote_code)
     student = load_model(settings["student"], torch.float32, unquantized(loading))
     lora = settings.get("lora")
     if merge and not lora:

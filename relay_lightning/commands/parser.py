@@ -7,15 +7,22 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from relay_lightning.commands.sentences import CLASS, condense_parser_message
+from relay_lightning.commands.trust import require_trust
 from relay_lightning.data.source import SourceMapping
 from relay_lightning.terminal import print_error
 
 
 class OneSentenceErrors:
     """Mixin for an ArgumentParser: an error is one line that names the key and, for a misspelt one, the likely key."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Namespace:
+        """The parsed arguments. Raises ValueError for trust that a configuration file gives, see `require_trust`."""
+        parsed = super().parse_args(args, *rest, **options)  # type: ignore[misc]
+        require_trust(parsed, sys.argv[1:] if args is None else args)
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the sentence and exits with code 2."""

@@ -1,4 +1,4 @@
-"""Results on file: what was measured before training must outlive an interruption."""
+"""Results on file: what a run has measured outlives an interruption."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ def dump_results(results: Mapping[str, EvalResult], identity: Mapping[str, Any])
 
 
 def load_results(text: str, identity: Mapping[str, Any]) -> dict[str, EvalResult]:
-    """The results of `dump_results`; empty if they were measured on something else than `identity`."""
-    stored = json.loads(text)
-    if stored["identity"] != json.loads(json.dumps(dict(identity))):
-        return {}
-    return {
-        name: EvalResult(tuple(Judged(**dict(zip(stored["columns"], row, strict=True))) for row in rows))
-        for name, rows in stored["results"].items()
-    }
+    """The results of `dump_results`; empty if a value of `identity` differs from the stored one.
+
+    Raises ValueError for text that `dump_results` did not write.
+    """
+    try:
+        stored = json.loads(text)
+        found = {key: stored["identity"].get(key) for key in identity}
+        results = {
+            name: EvalResult(tuple(Judged(**dict(zip(stored["columns"], row, strict=True))) for row in rows))
+            for name, rows in stored["results"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a file of results ({error})") from error
+    return results if found == json.loads(json.dumps(dict(identity))) else {}

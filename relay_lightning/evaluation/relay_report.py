@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ class HeldOut:
     """Name of a measurement -> what is told the number of finished completions."""
     gather: Callable[[EvalResult], EvalResult] = lambda result: result
     """This process's result -> that of all processes."""
+    kept: MutableMapping[str, EvalResult] | None = None
+    """Results by `measurement_key`: what is there is not measured again, and what is measured is put there."""
 
     @property
     def has_teacher(self) -> bool:
@@ -34,6 +37,9 @@ class HeldOut:
 
     def measure(self, name: str, policy: str | Policy, seed: int = 0, temperature: float = 0.0) -> EvalResult:
         """The result under `policy`; the call limits bind the learned policy only, not those that chance drives."""
+        key = measurement_key(name, policy, seed)
+        if self.kept is not None and key in self.kept:
+            return self.kept[key]
         sampling = SamplingParams(self.max_completion_tokens, temperature)
         options = dict(self.options)
         if policy != "command":
@@ -41,7 +47,16 @@ class HeldOut:
         result = evaluate(
             self.decoder, self.prompts, sampling, policy, seed=seed, on_progress=self.watch(name), **options
         )
-        return self.gather(result)
+        result = self.gather(result)
+        if self.kept is not None:
+            self.kept[key] = result
+        return result
+
+
+def measurement_key(name: str, policy: str | Policy, seed: int) -> str:
+    """`relay_before` for "relay before"; a policy that draws adds itself and its seed."""
+    key = re.sub(r"\W+", "_", name)
+    return key if isinstance(policy, str) else f"{key} {policy!r} seed={seed}"
 
 
 def measure_before(held_out: HeldOut, base: HeldOut | None = None, *, sampled: bool = False) -> dict[str, EvalResult]:

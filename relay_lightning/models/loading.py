@@ -20,11 +20,15 @@ from relay_lightning.models.architecture import check_supported
 from relay_lightning.models.published import published_config_folder
 from relay_lightning.models.quantization import keep_trainable, nf4_arguments, require_bitsandbytes
 from relay_lightning.models.settings import DEFAULT, FLASH_ATTENTION, LoadSettings
+from relay_lightning.models.weight_files import require_all_weights
 
 TINY_PREFIX = "tiny:"
 TINY_NAMES = ("student", "warm-student", "teacher")
 VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 """Patterns of the files that hold a vocabulary."""
+CHECKPOINT_SUFFIX = ".ckpt"
+GGUF_SUFFIX = ".gguf"
+FOLDER_NEEDED = "name a folder that holds config.json and *.safetensors."
 TINY_FOLDER = Path(__file__).parent.parent / "tiny" / "checkpoints"
 
 
@@ -32,15 +36,20 @@ def resolve_checkpoint(name: str) -> str:
     """What Transformers is to open for `name`: the path of a folder, or a hub id as it is.
 
     "tiny:student", "tiny:warm-student" and "tiny:teacher" are the embedded pair. Raises ValueError for another tiny
-    name and for a folder of adapters alone, and FileNotFoundError for a folder that is missing or holds no model.
+    name, a URL, a file, a run folder and a folder of adapters alone, and FileNotFoundError for a folder that is missing
+    or holds no model.
     """
+    if "://" in name:
+        raise ValueError(
+            f"The model {name!r} is a URL; name a local folder or a hub id. A served model cannot be used."
+        )
     if name.startswith(TINY_PREFIX):
         tiny = name.removeprefix(TINY_PREFIX)
         if tiny not in TINY_NAMES:
             raise ValueError(f"model {name!r} is unknown; the embedded ones are {', '.join(map(_tiny, TINY_NAMES))}")
         return _existing_folder(name, TINY_FOLDER / tiny)
     folder = Path(name).expanduser()
-    if folder.is_dir() or _looks_like_path(name):
+    if folder.exists() or _looks_like_path(name):
         return _existing_folder(name, folder)
     return name
 
@@ -63,6 +72,8 @@ def load_model(
     if settings.quantization == "nf4":
         chosen = chosen or _own_dtype(name, path, settings)
         options |= nf4_arguments(name, chosen, torch.device(device))
+    config = _open(AutoConfig.from_pretrained, "model", name, path, settings)
+    require_all_weights(name, path, config, trust_remote_code=settings.trust_remote_code)
     model = _open(
         AutoModelForCausalLM.from_pretrained,
         "model",
@@ -160,7 +171,7 @@ def _open(opener: Any, what: str, name: str, path: str, settings: LoadSettings, 
         return opener(path, trust_remote_code=settings.trust_remote_code, **kwargs)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # each architecture's code fails on a config that it does not expect in its own way
+    except Exception as error:  # a damaged file, or a config that an architecture does not expect, fails in many ways
         raise RuntimeError(_why_not_opened(what, name, path, error)) from error
 
 
@@ -175,18 +186,44 @@ def _why_not_opened(what: str, name: str, path: str, error: Exception) -> str:
 
 
 def _existing_folder(name: str, folder: Path) -> str:
+    if folder.is_file():
+        raise ValueError(f"The model {name!r} is a file{_advice_on_file(folder)}")
     if not folder.is_dir():
         raise FileNotFoundError(f"The model folder {name!r} does not exist.")
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(f"The folder {name!r} holds adapters without their model; export them with --merge true.")
-        raise FileNotFoundError(f"The model folder {name!r} holds no config.json.")
+        for checkpoint in (folder / "checkpoints" / "last.ckpt", folder / "last.ckpt"):
+            if checkpoint.is_file():
+                raise ValueError(f"The folder {name!r} is that of a run, not of a model; {_export(checkpoint)}")
+        raise FileNotFoundError(f"The model folder {name!r} holds no config.json.{_advice_on_folder(folder)}")
     return str(folder)
 
 
+def _advice_on_file(path: Path) -> str:
+    if path.suffix == CHECKPOINT_SUFFIX:
+        return f": the checkpoint of a run; {_export(path)}"
+    if path.suffix == GGUF_SUFFIX:
+        return f" in GGUF format, which is not supported; {FOLDER_NEEDED}"
+    return f"; {FOLDER_NEEDED}"
+
+
+def _advice_on_folder(folder: Path) -> str:
+    has_gguf = any(folder.glob(f"*{GGUF_SUFFIX}"))
+    return f" It holds a GGUF file, a format that is not supported; {FOLDER_NEEDED}" if has_gguf else ""
+
+
+def _export(checkpoint: Path) -> str:
+    return (
+        "make a model folder of it with python -m relay_lightning export "
+        f"--ckpt_path {checkpoint} --output FOLDER, and name that folder."
+    )
+
+
 def _looks_like_path(name: str) -> bool:
-    """Whether a name can only mean a folder: a hub id is `name` or `owner/name`."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    """True for a name that can only be a path: a hub id is `name` or `owner/name`."""
+    is_file_name = Path(name).suffix in (CHECKPOINT_SUFFIX, GGUF_SUFFIX, ".safetensors")
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or is_file_name
 
 
 def _tiny(name: str) -> str:

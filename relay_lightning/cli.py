@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -25,6 +28,8 @@ from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.callbacks.throughput import Throughput
 from relay_lightning.commands.parser import OneSentenceErrors
 from relay_lightning.commands.plan import OnMisfit, plan, plan_run
+from relay_lightning.commands.trainer_settings import require_usable
+from relay_lightning.data.problems import ProblemDataModule
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.sft import WarmupDataModule
 from relay_lightning.modules.base import RelayModule
@@ -33,15 +38,37 @@ from relay_lightning.modules.sharded_strategy import resolve_strategy
 from relay_lightning.modules.warmup import WarmupModule
 from relay_lightning.terminal import escape_record
 
-STAGES = (WarmupModule, WarmupDataModule, GRPOModule, PromptDataModule)
-"""Imported so that a configuration can name them without their modules."""
+STAGES = {"model": (WarmupModule, GRPOModule), "data": (WarmupDataModule, PromptDataModule)}
+"""Classes that a configuration can name without their modules, by the key that names them."""
+WITHOUT_EXTRAS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": None,
+    "num_sanity_val_steps": None,
+}
+"""Settings of `trainer.barebones`, which times the loop alone; Lightning refuses others beside it."""
 LAST = "last"
 for record_filter in (lambda record: "Tip:" not in record.getMessage(), escape_record):
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(record_filter)
+warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of PyTorch
+
+
+def stage_arguments() -> dict[str, Any]:
+    """Key -> type of every argument of the stages' classes: `model.group_size` -> int."""
+    return {
+        f"{key}.{parameter.name}": parameter.annotation
+        for key, classes in STAGES.items()
+        for stage_class in classes
+        for parameter in inspect.signature(stage_class, eval_str=True).parameters.values()
+    }
 
 
 class RelayParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, with errors of one sentence."""
+
+    nested_keys = stage_arguments()
 
 
 class RelayCLI(LightningCLI):
@@ -116,10 +143,16 @@ class RelayCLI(LightningCLI):
         return None
 
     def _writes_run_folder(self, config: Any) -> bool:
-        return self._chosen == "fit" and not config.trainer.fast_dev_run
+        """False for what leaves nothing: a trial of a few batches, and a timing of the bare loop."""
+        return self._chosen == "fit" and not config.trainer.fast_dev_run and not config.trainer.barebones
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
+        if isinstance(self.datamodule, ProblemDataModule) and not hasattr(self.model, "build_prompts"):
+            raise ValueError(
+                f"data is {type(self.datamodule).__name__}, whose prompts a RelayModule builds, but model is "
+                f"{type(self.model).__name__}; give it a data module of its own, or derive it from GRPOModule."
+            )
         if isinstance(self.model, RelayModule):
             is_fit = self._chosen == "fit"
             plan_run(self.model, self.datamodule, self.trainer, self.config[self._chosen].plan if is_fit else "off")
@@ -128,6 +161,11 @@ class RelayCLI(LightningCLI):
         """The trainer of the configuration; for `fit` with the run folder and the callbacks of a run."""
         config = self.config[self._chosen]
         settings = {**self._get(self.config_init, "trainer"), **kwargs, "default_root_dir": config.run_dir}
+        require_usable(settings)
+        if settings["barebones"]:
+            settings |= WITHOUT_EXTRAS
+        if settings["enable_model_summary"] is None and isinstance(self.model, RelayModule):
+            settings["enable_model_summary"] = False  # the module describes its student itself
         settings["strategy"] = resolve_strategy(settings["strategy"])
         settings["plugins"] = with_atomic_checkpoints(settings["plugins"])
         if not self._writes_run_folder(config):
@@ -142,11 +180,15 @@ class RelayCLI(LightningCLI):
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         """In the order in which they must act: stopping first, the checkpoint last, after all other files."""
-        report, config_writer = self._get(self.config_init, "report"), ConfigWriter(self._dump_run())
-        callbacks: list[Callback] = [GracefulStop(), report, config_writer]
+        callbacks: list[Callback] = [GracefulStop()]
+        if isinstance(self.model, RelayModule):
+            callbacks.append(self._get(self.config_init, "report"))
+        callbacks.append(ConfigWriter(self._dump_run()))
         if hasattr(self.model, "last_groups"):
             callbacks += [Throughput(), RolloutWriter(), self._get(self.config_init, "printer")]
-        if settings["enable_progress_bar"] is not False:
+        if settings["logger"] and not _has(settings["callbacks"], LearningRateMonitor):
+            callbacks.append(LearningRateMonitor("step"))
+        if settings["enable_progress_bar"] is not False and not _has(settings["callbacks"], ProgressBar):
             callbacks.append(StepProgress())
         if settings["enable_checkpointing"] is not False:
             callbacks.append(self._get(self.config_init, "checkpoint"))
@@ -187,6 +229,11 @@ class PlanCLI(RelayCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
         plan(config.model, config.data, config.trainer, config.device_memory_gb)
+
+
+def _has(callbacks: Any, kind: type[Callback]) -> bool:
+    """True if `trainer.callbacks`, one or a list, hold one of this kind."""
+    return any(isinstance(callback, kind) for callback in (callbacks if isinstance(callbacks, list) else [callbacks]))
 
 
 def default_run_dir(model: Any) -> Path:

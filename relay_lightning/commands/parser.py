@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from itertools import zip_longest
+from typing import Any, NoReturn, get_args
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from relay_lightning.commands.sentences import CLASS, condense_parser_message
 from relay_lightning.commands.trust import require_trust
@@ -16,20 +19,41 @@ from relay_lightning.terminal import print_error
 
 
 class OneSentenceErrors:
-    """Mixin for an ArgumentParser: an error is one line that names the key and, for a misspelt one, the likely key."""
+    """Mixin for an ArgumentParser: an error is one line that names the key and, for a misspelt one, the likely key.
 
-    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Namespace:
-        """The parsed arguments. Raises ValueError for trust that a configuration file gives, see `require_trust`."""
-        parsed = super().parse_args(args, *rest, **options)  # type: ignore[misc]
-        require_trust(parsed, sys.argv[1:] if args is None else args)
+    A flag without a value is true: `--trainer.fast_dev_run`.
+    """
+
+    nested_keys: Mapping[str, Any] = {}
+    """Key -> type of the arguments of classes that the command line chooses, which no action stands for."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *positional: Any, **options: Any) -> Any:
+        """Parses `args`, with `true` behind every flag that stands alone.
+
+        Raises ValueError for trust that a configuration file gives, see `require_trust`.
+        """
+        args = self._with_true(list(sys.argv[1:] if args is None else args))
+        parsed = super().parse_args(args, *positional, **options)  # type: ignore[misc]
+        require_trust(parsed, args)
         return parsed
+
+    def _with_true(self, args: Sequence[str]) -> list[str]:
+        types = {action.dest: getattr(action, "_typehint", None) for action in _all_actions(self)}
+        types |= self.nested_keys
+        completed: list[str] = []
+        for argument, following in zip_longest(args, args[1:], fillvalue="--"):
+            completed.append(argument)
+            key = argument.removeprefix("--").replace(".init_args.", ".")
+            if argument.startswith("--") and following.startswith("--") and _is_flag(types.get(key)):
+                completed.append("true")
+        return completed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the sentence and exits with code 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         is_of_source = "SourceMapping" in message and "Unexpected keys" in message
         keys = [*SourceMapping.__annotations__] if is_of_source else [action.dest for action in parser._actions]
-        keys += _init_arguments(message)
+        keys += [*self.nested_keys, *_init_arguments(message)]
         print_error(condense_parser_message(message, keys))
         raise SystemExit(2) from ex
 
@@ -52,6 +76,19 @@ def run_function(function: Callable[..., None], arguments: list[str], *, is_posi
     parsed = parser.parse_args(arguments)
     del parsed["config"]
     function(**parser.instantiate_classes(parsed).as_dict())
+
+
+def _all_actions(parser: Any) -> Iterator[Any]:
+    """The actions of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                yield from _all_actions(subparser)
+
+
+def _is_flag(type_hint: Any) -> bool:
+    return type_hint is bool or bool in get_args(type_hint)
 
 
 def _init_arguments(message: str) -> list[str]:

@@ -10,10 +10,15 @@ from collections.abc import Iterable, Iterator
 
 from relay_lightning.terminal import MAX_VALUE_CHARACTERS, shorten
 
-SPEAKERS = ("relay_lightning", "relay_kernels", "lightning.pytorch.trainer.connectors.accelerator_connector")
-"""Whose errors are sentences for the user: own packages, and Lightning's module that checks the trainer's flags."""
+SPEAKERS = ("relay_lightning.", "relay_kernels.", "lightning.", "torch.optim.")
+"""Packages whose `raise` statements are addressed to the user: own ones, Lightning, and PyTorch's optimizers."""
 ADDRESSED = (ValueError, RuntimeError, OSError, ModuleNotFoundError)
 """Types that they raise with a sentence for the user; any other type is a bug."""
+ABSENT_PACKAGE = re.compile(r"Requirement '[^']+' not met.*")
+"""What Lightning says of a class whose package is not installed."""
+NOT_A_CLASS = re.compile(r"Expected a path but \S+ either not accessible")
+NO_MODULE = re.compile(r"No module named '([^']+)'")
+NO_VALUE = re.compile(r"argument --(\S+): expected one argument")
 NOISE = re.compile(
     "Does not validate against any|Subtypes:|Errors:|Given value"
     "|Expected a <class 'NoneType'>|Expected a path|Expected a dot import path"
@@ -35,15 +40,17 @@ EXPECTED = (
 def user_sentence(error: BaseException) -> str | None:
     """The sentence of an error that is addressed to the user; None for one that is a bug and needs its traceback.
 
-    Addressed is what this project's own code raises, what Lightning says of the trainer's flags, and a full disk.
+    Addressed is what a `raise` statement of this project, of Lightning or of an optimizer says, and a full disk.
     """
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno == errno.ENOSPC:
             return f"The disk is full: {link}."
         if isinstance(link, ADDRESSED) and _is_sentence(link):
-            return str(link)
+            return _one_line(link)
         if type(link).__name__ == "MisconfigurationException":  # Lightning's own word to the user
-            return str(link)
+            return _one_line(link)
+        if absent := ABSENT_PACKAGE.search(str(link)):  # the parser's many lines on a class that it could not build
+            return absent[0]
     return None
 
 
@@ -64,6 +71,12 @@ def condense_parser_message(message: str, known_keys: Iterable[str] = ()) -> str
     key = ".".join(part for part in path if part not in ("config", "subcommand"))
     wrong = [line for line in wrong if not any(other.startswith(f"{line}. ") for other in wrong)]
     given = GIVEN.search(message)
+    if NOT_A_CLASS.search(message) and not CLASS.search(message):
+        wrong = []  # what else the key accepts says nothing about a misspelt class
+    if absent := NO_MODULE.search(message):
+        wrong = [f"the package '{absent[1]}' is not installed"]
+    elif bare := NO_VALUE.search(message):
+        key, wrong = bare[1], ["a value is missing"]
     sentence = " or ".join(wrong) or (f"'{given[1]}' cannot be used here" if given else " ".join(message.split()))
     for pattern, plain in EXPECTED:
         sentence = pattern.sub(plain, sentence)
@@ -77,8 +90,18 @@ def _explain_unknown(sentence: str, prefix: str, known_keys: Iterable[str]) -> s
         return sentence
     unknown = shorten((match[1] or match[2] or match[3]).split("=")[0].removeprefix("--"), MAX_VALUE_CHARACTERS)
     known = [key.removeprefix(f"{prefix}.") if prefix else key for key in known_keys]
-    similar = difflib.get_close_matches(unknown, known, n=1)
+    similar = _same_elsewhere(unknown, known) or difflib.get_close_matches(unknown, known, n=1)
     return f"there is no key '{unknown}'" + (f"; did you mean '{similar[0]}'?" if similar else "")
+
+
+def _same_elsewhere(unknown: str, known: Iterable[str]) -> list[str]:
+    """`unknown` under the known keys that end in its first part: `optimizer.lr` is in `model.optimizer`."""
+    head, dot, rest = unknown.partition(".")
+    return [f"{key}{dot}{rest}" for key in known if key.endswith(f".{head}")]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

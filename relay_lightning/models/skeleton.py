@@ -105,7 +105,8 @@ def fake_pass(plan: ModelPlan, *, is_training: bool) -> Iterator[None]:
     )
     # Transformers reads the positions to see whether rows are packed, and fake ones cannot be read. Ours never are.
     rows_are_plain = patch.object(masking_utils, "find_packed_sequence_indices", return_value=None)
-    with FakeTensorMode(), autocast, rows_are_plain:
+    # Anomaly detection reads gradients, and fake ones cannot be read.
+    with FakeTensorMode(), autocast, rows_are_plain, torch.autograd.set_detect_anomaly(False):
         yield
 
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from relay_lightning.data.chat_template import encode_prompt, make_prompt
 from relay_lightning.data.loader import read_position
+from relay_lightning.data.problems import ProblemDataModule
 from relay_lightning.data.prompt_limits import PromptLimit, context_limit
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
@@ -37,6 +38,8 @@ from relay_lightning.models.sharding import shard
 from relay_lightning.models.skeleton import ModelPlan
 from relay_lightning.modules.flops import pass_flops
 from relay_lightning.modules.metrics import add_ratios, answer_ratios, completion_ratios, divide
+from relay_lightning.modules.monitors import VALIDATION, require_known, require_known_monitors
+from relay_lightning.modules.optimizers import build_optimizers
 from relay_lightning.modules.phases import PhaseClock
 from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
@@ -67,6 +70,9 @@ class RelayModule(LightningModule):
 
     A checkpoint holds the trained weights alone: with LoRA the adapters, else the whole student.
     """
+
+    data_module_class: type[ProblemDataModule]
+    """Gives the batches that the module trains on."""
 
     def __init__(
         self,
@@ -117,6 +123,8 @@ class RelayModule(LightningModule):
         self._teacher_tokenizer: Any = None
         self._decoder: RelayDecoder | None = None
         self._evaluated: dict[str, tuple[float, float]] = {}
+        self._has_new_validation = False
+        """A validation ended after the schedule was advanced last."""
         self._step_metrics = StepMetrics()
         self.clock = PhaseClock(self._profile)
         """Seconds of the phases of training."""
@@ -127,13 +135,16 @@ class RelayModule(LightningModule):
         """With LoRA a checkpoint lacks the frozen weights, which come from the student's own folder."""
         return self.lora is None
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Loads the tokenizers, and so finds out early whether both models are within reach.
 
-        Raises ValueError for a strategy that no student can be trained under and for a chat template that cannot be
-        used, and as `load_model` does.
+        Raises ValueError for a strategy that no student can be trained under, for data of another module, for a
+        monitored metric that does not exist, for a chat template that cannot be used, and as `load_model` does.
         """
         require_supported(self.trainer.strategy)
+        self._require_data(stage)
+        if stage == "fit":
+            require_known_monitors(self.trainer, self.validation_metrics)
         if self.tokenizer is not None:
             return
         require_loadable(self.student_name, self.student_loading)
@@ -144,6 +155,21 @@ class RelayModule(LightningModule):
         self.prompt_day = self.trainer.strategy.broadcast(self.prompt_day)
         for tokenizer in [self.tokenizer, *([self._teacher_tokenizer] if self._has_bridge else [])]:
             template_parts(tokenizer, self.prompt_day)
+
+    @property
+    def validation_metrics(self) -> set[str]:
+        """Names under which `validation_step` logs."""
+        return {f"{VALIDATION}{name}" for name in self.judge([], [])}
+
+    def _require_data(self, stage: str) -> None:
+        """Raises ValueError if the trainer's data module does not give what this module takes."""
+        data = self.trainer.datamodule
+        needed = self.data_module_class if stage == "fit" else ProblemDataModule
+        if data is not None and not isinstance(data, needed):
+            raise ValueError(
+                f"data is {type(data).__name__}, but {type(self).__name__} takes the batches of a "
+                f"{self.data_module_class.__name__}: set data.class_path to it, or to a subclass of your own."
+            )
 
     def configure_model(self) -> None:
         """Loads the student, with fresh adapters if there are to be any, sharded if asked.
@@ -261,6 +287,7 @@ class RelayModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
+        self._has_new_validation = not self.trainer.sanity_checking
 
     def on_test_epoch_start(self) -> None:
         self._evaluated = {}
@@ -275,14 +302,20 @@ class RelayModule(LightningModule):
         return CompletionBatch(batch.prompts, self.decode(batch.prompts))
 
     def configure_optimizers(self) -> Any:
+        """Optimizer and schedule. Raises ValueError, before the first step, for those that cannot work."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = self.make_optimizer(trained)
-        if self.make_lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
-        }
+        built = build_optimizers(self.make_optimizer, self.make_lr_scheduler, trained, self.trainer.max_steps)
+        if monitor := built.get("lr_scheduler", {}).get("monitor"):
+            require_known(monitor, "model.lr_scheduler", self.trainer, self.validation_metrics)
+        return built
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advances the schedule; one that follows a validation metric, only when there is a new value of it."""
+        if metric is not None and scheduler.monitor.startswith(VALIDATION):
+            if not self._has_new_validation:
+                return
+            self._has_new_validation = False
+        super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves weights that are not trained out of the checkpoint, and keeps the date of the prompts."""

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from relay_lightning.data.collate import TeacherTokens, make_train_batches
+from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
@@ -80,6 +81,8 @@ class GRPOModule(RelayModule):
         optimizer: from the trained parameters to an optimiser.
         lr_scheduler: from the optimiser to a schedule that is advanced once per optimiser step.
     """
+
+    data_module_class = PromptDataModule
 
     def __init__(
         self,

@@ -12,12 +12,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from rich.progress import Progress
 from torch import Tensor
 
-from relay_lightning.data.sft import SelfSample, SFTBatch
+from relay_lightning.data.sft import SelfSample, SFTBatch, WarmupDataModule
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.base import NumSlots, RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.modules.monitors import VALIDATION
 from relay_lightning.modules.phases import LOSS
 from relay_lightning.modules.self_samples import (
     draw_self_samples,
@@ -64,6 +65,8 @@ class WarmupModule(RelayModule):
         optimizer: from the trained parameters to an optimiser.
         lr_scheduler: from the optimiser to a schedule that is advanced once per optimiser step.
     """
+
+    data_module_class = WarmupDataModule
 
     def __init__(
         self,
@@ -122,6 +125,12 @@ class WarmupModule(RelayModule):
         loss = sft_loss(log_probs, loss_mask, batch.num_step_loss_tokens, num_micro_batches)
         self.log_step(batch.batch_index, loss)
         return loss
+
+    @property
+    def validation_metrics(self) -> set[str]:
+        """As of every module, and those of the sampled pass."""
+        greedy = super().validation_metrics
+        return greedy | {name.replace(VALIDATION, f"{VALIDATION}sampled_") for name in greedy}
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
         """Greedy and sampled decoding, the latter under names that begin with `sampled_`."""

@@ -1,13 +1,18 @@
-"""Is the final answer of a completion right?"""
+"""Judging the final answer of a completion by a reference."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
-from relay_lightning.rewards.equivalence import MAX_ANSWER_CHARACTERS, NUM_WORKERS, Equivalence, check_equivalence
+from relay_lightning.rewards import equivalence
+from relay_lightning.rewards.comparison import Equivalence, compare_answers
+from relay_lightning.rewards.equivalence import MAX_ANSWER_CHARACTERS, NUM_WORKERS, ComparisonBudget
+from relay_lightning.rewards.notation import plain_notation
 
 
 class AnswerStatus(StrEnum):
@@ -21,11 +26,13 @@ class AnswerStatus(StrEnum):
     """The box is empty or overfull, or the answers could not be read as mathematics or not be compared in time."""
 
 
-_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
-_INTEGER = re.compile(r"([+-]?)0*(\d+|\d{1,3}(?:,\d{3})+)", re.ASCII)
-_SPACING = re.compile(r"\\[,!;: ]|\\(?:left|right)(?![a-zA-Z])|(?<!\d)\s+|\s+(?!\d)")  # "3 4" is not 34
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[a-zA-Z]{3,}", re.ASCII)
+_BRACES = re.compile(r"\\\\(?!boxed)|\\boxed\s*\{|\\[{}]|[{}]")
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+
+BATCH_BUDGET_S = 20.0
+"""What the slow comparisons of a batch may take together."""
+
+_log = logging.getLogger(__name__)
 
 
 def extract_boxed(text: str) -> str | None:
@@ -34,7 +41,7 @@ def extract_boxed(text: str) -> str | None:
     opened: list[tuple[int, bool]] = []  # where the content starts, and whether `\boxed` opened it
     for match in _BRACES.finditer(text):
         brace = match.group()
-        if brace == "{" or brace.startswith("\\boxed"):
+        if brace == "{" or brace.endswith("{") and "boxed" in brace:
             opened.append((match.end(), brace != "{"))
         elif brace == "}" and opened:
             start, is_box = opened.pop()
@@ -43,44 +50,60 @@ def extract_boxed(text: str) -> str | None:
     return None if last is None else text[last[0] : last[1]].strip()
 
 
-def judge_answer(text: str, answer: str) -> AnswerStatus:
+def judge_answer(text: str, answer: str, budget: ComparisonBudget | None = None) -> AnswerStatus:
     """Compares the last boxed answer of `text` with the reference `answer`, itself boxed or bare.
 
-    Equal notations and integers are decided here; everything else by math-verify (section "Answers" of
-    docs/numerics.md). Raises ValueError when the reference is empty.
+    Numbers, words and what is made of them are decided here; formulas in worker processes (section "Answers" of
+    docs/numerics.md), for as long as the budget lasts. Raises ValueError when the reference is empty.
     """
-    bare = _unboxed(answer)
-    reference = _normalise(bare)
-    if not reference:
+    reference = _unboxed(answer).strip()
+    if not plain_notation(reference):
         raise ValueError(f"answer must not be empty; got {answer!r}.")
-    boxed = extract_boxed(text)
-    if boxed is None:
+    given = extract_boxed(text)
+    if given is None:
         return AnswerStatus.MISSING
-    if len(boxed) > MAX_ANSWER_CHARACTERS:  # before any pattern sees it: one of them takes quadratic time
-        return AnswerStatus.UNPARSABLE
-    given = _normalise(boxed)
-    if not given:
+    if len(given) > MAX_ANSWER_CHARACTERS:  # before any pattern sees it: some take quadratic time
         return AnswerStatus.UNPARSABLE
     if given == reference:
         return AnswerStatus.CORRECT
-    if (_INTEGER.fullmatch(given) and _INTEGER.fullmatch(reference)) or _WORDS.fullmatch(reference):
-        return AnswerStatus.WRONG
-    return _STATUS_OF[check_equivalence(bare.strip().strip("$"), boxed)]
+    if _INTEGER.fullmatch(given) and _INTEGER.fullmatch(reference):
+        return AnswerStatus.CORRECT if int(given) == int(reference) else AnswerStatus.WRONG
+    plain = plain_notation(given)
+    if not plain:
+        return AnswerStatus.UNPARSABLE
+    if plain == plain_notation(reference):
+        return AnswerStatus.CORRECT
+    check = functools.partial(equivalence.workers.compare, budget=budget)
+    return _STATUS_OF[compare_answers(reference, given, check)]
 
 
-def judge_answers(texts: Sequence[str], answers: Sequence[str]) -> list[AnswerStatus]:
+def judge_answers(
+    texts: Sequence[str], answers: Sequence[str], *, budget_s: float = BATCH_BUDGET_S
+) -> list[AnswerStatus]:
     """`judge_answer` of every pair, in worker threads: a comparison that takes long holds up no other.
 
-    Raises ValueError as `judge_answer` does, and for sequences of different length.
+    When slow comparisons have used up `budget_s`, the remaining formulas are unparsable, which is logged. Raises
+    ValueError as `judge_answer` does, and for sequences of different length.
     """
+    budget = ComparisonBudget(budget_s)
     with ThreadPoolExecutor(NUM_WORKERS) as threads:
-        return list(threads.map(lambda pair: judge_answer(*pair), zip(texts, answers, strict=True)))
+        pairs = zip(texts, answers, strict=True)
+        statuses = list(threads.map(lambda pair: judge_answer(*pair, budget), pairs))
+    if budget.num_refused:
+        _log.warning(
+            "%d of %d answers were not compared: slow comparisons had used up the %g s of the batch. They count as "
+            "unparsable.",
+            budget.num_refused,
+            len(statuses),
+            budget_s,
+        )
+    return statuses
 
 
 def is_reference(answer: str) -> bool:
-    """Whether completions can be judged by `answer`: it is not empty, and not longer than any answer may be."""
-    bare = _unboxed(answer)
-    return len(bare) <= MAX_ANSWER_CHARACTERS and bool(_normalise(bare))
+    """True when completions can be judged by `answer`: it is not empty, and not longer than any answer may be."""
+    reference = _unboxed(answer)
+    return len(reference) <= MAX_ANSWER_CHARACTERS and bool(plain_notation(reference))
 
 
 def is_correct(text: str, answer: str) -> bool:
@@ -99,13 +122,3 @@ def _unboxed(answer: str) -> str:
     """The last box of a reference that has one."""
     boxed = extract_boxed(answer)
     return answer if boxed is None else boxed
-
-
-def _normalise(answer: str) -> str:
-    """One spelling for what differs in notation only: spacing, `$`, text commands, signs and leading zeros."""
-    plain = _TEXT.sub(r"\1", answer).replace("{,}", ",").strip().strip("$").rstrip(".")
-    plain = _SPACING.sub("", plain.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
-    if integer := _INTEGER.fullmatch(plain):
-        sign, digits = integer.groups()
-        return ("-" if sign == "-" and digits != "0" else "") + digits.replace(",", "")
-    return plain.casefold() if _WORDS.fullmatch(plain) else plain

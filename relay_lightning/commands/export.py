@@ -38,11 +38,11 @@ def export(ckpt_path: str, output: str, merge: bool = False, trust_remote_code: 
         trust_remote_code: whether code that comes with the student may run; what the checkpoint says of it is ignored.
     """
     with new_folder(Path(output)) as folder:
-        step = _export(ckpt_path, folder, merge)
+        step = _export(ckpt_path, folder, merge, trust_remote_code)
     print_line(f"step {step} of {ckpt_path}: {folder}")
 
 
-def _export(ckpt_path: str, folder: Path, merge: bool) -> int:
+def _export(ckpt_path: str, folder: Path, merge: bool, trust_remote_code: bool) -> int:
     """Fills the folder; returns the optimiser step of the checkpoint."""
     checkpoint = read_checkpoint(Path(ckpt_path))
     settings = model_settings(checkpoint, ckpt_path)

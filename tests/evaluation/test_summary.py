@@ -67,6 +67,12 @@ def test_answers_that_were_not_understood_are_counted_apart():
     assert relay_fields({"relay_after": EvalResult(judged)}, {})["relay_after"]["unparsable_frac"] == 0.5
 
 
+def test_a_limit_that_cuts_calls_is_seen_in_the_lines():
+    judged = Judged(0, True, 100, 3, 1, 0, num_requested_tokens=9)
+    lines = summary_lines(relay_fields({"relay_after": EvalResult((judged, replace(judged, prompt_id=1)))}, {}))
+    assert lines == ["tokens of a call: 9.0 requested, 3.0 delivered"]
+
+
 def test_table_shows_every_row_once():
     fields = relay_fields(RESULTS, ROUTERS)
     output = io.StringIO()

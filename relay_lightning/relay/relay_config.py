@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -41,7 +41,8 @@ class RelayConfig:
     ) -> RelayConfig:
         """The same with every limit that was given, that is, which is not "auto"."""
         given = {"max_calls": max_calls, "max_call_tokens": max_call_tokens, "eos_policy": eos_policy}
-        return replace(self, **{name: value for name, value in given.items() if value != AUTO})
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value != AUTO}
+        return replace(self, **chosen)
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -75,7 +76,9 @@ def parse_relay_config(text: str, source: str) -> RelayConfig:
             raise ValueError(f"{source}: {name} must be {expected}, not {json.dumps(values[name])}.")
     if values.get("sampling") is not None:
         values["sampling"] = _parse_sampling(values["sampling"], source)
-    config = RelayConfig(**(values | ({"tags": tuple(values["tags"])} if "tags" in values else {})))
+    if "tags" in values:
+        values["tags"] = tuple(values["tags"])
+    config = RelayConfig(**values)
     if config.tags != RelayConfig().tags:
         raise ValueError(
             f"{source}: the student calls with tags {' and '.join(map(repr, config.tags))}, but the relay reads only "
@@ -97,7 +100,7 @@ def _parse_sampling(content: Any, source: str) -> SamplingParams:
         raise ValueError(f"{source}: sampling.{error}.") from error
 
 
-def _known_keys(content: Any, record: type, source: str) -> Mapping[str, Any]:
+def _known_keys(content: Any, record: Any, source: str) -> dict[str, Any]:
     """`content`, a JSON object whose keys are fields of `record`."""
     known = [each.name for each in fields(record)]
     if not isinstance(content, dict):
@@ -116,7 +119,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_EXPECTED = {
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tags": (
         lambda value: isinstance(value, list) and [type(tag) for tag in value] == [str, str],
         'a list of two texts, such as ["<call>", "</call>"]',

@@ -74,7 +74,7 @@ def run_function(function: Callable[..., None], arguments: list[str], *, positio
     parser.add_argument("--config", action="config", help="YAML file of the options below")
     if positional is not None:
         default = inspect.signature(function).parameters[positional].default
-        parser.add_argument(positional, nargs="?", default=default, help=f"default: {default}")
+        parser.add_argument(positional, nargs="?", default=default, help="given by its place")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
     parsed = parser.parse_args(arguments)
     del parsed["config"]

@@ -22,6 +22,7 @@ from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.relay.relay import Relay
+from relay_lightning.relay.relay_config import read_relay_config
 from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import Prompt
 
@@ -32,7 +33,7 @@ NUM_CACHED_PROMPTS = 4096
 
 
 def load_relay(
-    student: str = "tiny:warm-student",
+    student: str = "tiny:relay-student",
     teacher: str | None = "tiny:teacher",
     *,
     num_slots: int = 64,
@@ -44,16 +45,18 @@ def load_relay(
 ) -> Relay:
     """A relay of the models named `student` and `teacher`.
 
-    A name is a local folder, a hub id, or one of the embedded tiny:student, tiny:warm-student and tiny:teacher. teacher
-    None: the student alone (`policy="teacher_free"`). num_slots: completions in flight. cuda_graphs: on a GPU, whether
+    A name is a local folder, a hub id, or one of the embedded tiny:student, tiny:warm-student, tiny:relay-student and
+    tiny:teacher. The student's `relay_config.json`, if it has one, gives the relay its defaults. teacher None: the
+    student alone (`policy="teacher_free"`). num_slots: completions in flight. cuda_graphs: on a GPU, whether
     decode steps are captured. device: by default a GPU where there is one. dtype: of both models where their settings
     name none; by default what each model's config names. student_loading, teacher_loading: quantisation and attention.
-    Raises as `load_model` does.
+    Raises as `load_model` and `read_relay_config` do.
     """
     if teacher is not None and "://" in teacher:
         raise ValueError(f"teacher={teacher!r} is a URL; a served teacher is not supported, name a model")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(student, student_loading)
+    config = read_relay_config(student)
     student_model = load_model(student, dtype, student_loading, device).requires_grad_(False)
     teacher_model = teacher_tokenizer = None
     if teacher is not None:
@@ -66,7 +69,7 @@ def load_relay(
     def prompt(prompt_id: int, question: str | Sequence[int]) -> Prompt:
         return _prompt(tokenizer, prompt_id, question)
 
-    return Relay(decoder, prompt)
+    return Relay(decoder, prompt, config)
 
 
 def build_decoder(

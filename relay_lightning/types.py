@@ -29,7 +29,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """The completion's token budget or the context of a model was used up."""
     DELIVERED = "delivered"
-    """Spans only: the teacher wrote all tokens that it was asked for."""
+    """Spans only: the teacher wrote all tokens that it was asked for, or as many as `max_call_tokens` allows."""
     TEACHER_ERROR = "teacher_error"
     """The teacher could not be reached; what was written so far stands."""
 

@@ -30,6 +30,7 @@ from relay_lightning.models.settings import LoadSettings
 from relay_lightning.pair import local_engine
 from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.relay_config import AUTO, CallLimit
 from relay_lightning.terminal import one_line
 from relay_lightning.types import Prompt
 
@@ -46,6 +47,8 @@ class Report(Callback):
         num_router_seeds: times each router is measured, with another seed each.
         sampled: whether to measure the relay at temperature 1 as well, before and after: a student that is only warmed
             up seldom calls when it takes its most probable token.
+        max_call_tokens: longest span that one call can get while it is measured; null sets no limit, so that lengths
+            are what the student asks for; `auto` takes the limit of training.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Report(Callback):
         routers: bool = True,
         num_router_seeds: int = 3,
         sampled: bool = False,
+        max_call_tokens: CallLimit = AUTO,
     ) -> None:
         if num_router_seeds < 1 or (num_problems is not None and num_problems < 1):
             raise ValueError(
@@ -70,6 +74,7 @@ class Report(Callback):
         self.routers = routers
         self.router_seeds = range(num_router_seeds)
         self.sampled = sampled
+        self.max_call_tokens = max_call_tokens
         self._begun_s = time.perf_counter()
         self._before: UserDict[str, EvalResult] | None = None
 
@@ -166,7 +171,7 @@ class Report(Callback):
             pl_module.decoder,
             own,
             pl_module.max_completion_tokens,
-            call_limits(pl_module),
+            self._limits(pl_module),
             watch=_progress_bar(len(own)) if trainer.is_global_zero else lambda _: None,
             gather=lambda result: EvalResult(tuple(gather_in_turn(result.completions))),
         )
@@ -182,6 +187,10 @@ class Report(Callback):
         )
         return replace(held_out, decoder=alone)
 
+    def _limits(self, pl_module: LightningModule) -> dict[str, Any]:
+        limits = dict(pl_module.call_limits)
+        return limits if self.max_call_tokens == AUTO else limits | {"max_call_tokens": self.max_call_tokens}
+
     def _identity(self, pl_module: LightningModule, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """What the figures from before depend on."""
         text = ";".join(f"{prompt.prompt_id}:{prompt.token_ids}" for prompt in prompts)
@@ -193,7 +202,7 @@ class Report(Callback):
             "prompts": hashlib.sha256(text.encode()).hexdigest(),
             "max_completion_tokens": pl_module.max_completion_tokens,
             "sampled": self.sampled,
-            **call_limits(pl_module),
+            **self._limits(pl_module),
         }
 
 
@@ -203,15 +212,6 @@ def model_digests(pl_module: LightningModule) -> dict[str, str | None]:
     return {
         "student_weights": weights_digest(student.model),
         "teacher_weights": None if teacher is None else weights_digest(teacher.model),
-    }
-
-
-def call_limits(pl_module: LightningModule) -> dict[str, Any]:
-    """The module's limits of calls, as the decoder names them."""
-    return {
-        "max_calls": pl_module.max_calls,
-        "max_call_tokens": pl_module.max_call_tokens,
-        "eos_policy": pl_module.eos_policy,
     }
 
 

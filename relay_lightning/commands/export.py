@@ -13,11 +13,13 @@ import yaml
 from relay_lightning.callbacks.checkpoint_io import read_checkpoint
 from relay_lightning.callbacks.config_writer import CONFIG_KEY
 from relay_lightning.commands.parser import run_function
+from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.files import new_folder
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.quantization import dequantized
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.relay.relay_config import RELAY_CONFIG_FILE, RelayConfig, read_relay_config
 from relay_lightning.terminal import print_line
 
 STUDENT_PREFIX = "student."
@@ -26,6 +28,9 @@ STUDENT_PREFIX = "student."
 
 def export(ckpt_path: str, output: str, merge: bool = False, trust_remote_code: bool = False) -> None:
     """Writes the trained student, its tokenizer and chat template to the folder OUTPUT, as safetensors.
+
+    `relay_config.json` beside them keeps the run's call limits and how it was evaluated: `load_relay`, `generate` and
+    training take them as their defaults.
 
     A student trained with LoRA is written as its adapters alone, or with `--merge true` as a whole fp32 model that has
     them added to its weights. Adapters of a 4-bit student are added to its weights as 4 bits had them: those are the
@@ -47,6 +52,7 @@ def _export(ckpt_path: str, folder: Path, merge: bool, trust_remote_code: bool) 
     checkpoint = read_checkpoint(Path(ckpt_path))
     settings = model_settings(checkpoint, ckpt_path)
     loading = replace(LoadSettings(**(settings.get("student_loading") or {})), trust_remote_code=trust_remote_code)
+    config = trained_config(settings)
     student = load_model(settings["student"], torch.float32, unquantized(loading))
     lora = settings.get("lora")
     if merge and not lora:
@@ -58,6 +64,7 @@ def _export(ckpt_path: str, folder: Path, merge: bool, trust_remote_code: bool) 
         student = merged(student, settings["student"], loading)
     student.save_pretrained(folder, safe_serialization=True)
     load_tokenizer(settings["student"], loading).save_pretrained(folder)
+    (folder / RELAY_CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     return int(checkpoint["global_step"])
 
 
@@ -70,6 +77,17 @@ def model_settings(checkpoint: dict[str, Any], ckpt_path: str) -> dict[str, Any]
             f"{ckpt_path} does not say which student it trained; only checkpoints of `fit` can be exported."
         )
     return settings
+
+
+def trained_config(settings: dict[str, Any]) -> RelayConfig:
+    """The limits that a student was trained under, and the sampling of its run's evaluation."""
+    config = read_relay_config(settings["student"])
+    limits = {name: settings[name] for name in config.limits if name in settings}
+    return replace(
+        config.override(**limits),
+        sampling=SamplingParams(settings["max_completion_tokens"], temperature=0.0),
+        teacher=settings.get("teacher"),
+    )
 
 
 def load_student_weights(student: Any, checkpoint: dict[str, Any], ckpt_path: str) -> None:

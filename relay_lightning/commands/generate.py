@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from rich.console import Console
@@ -11,37 +12,47 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.transcript import transcript
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.pair import load_relay
+from relay_lightning.relay.relay_config import AUTO, CallLimit
 from relay_lightning.types import Completion
+
+QUESTION = "Tom takes 5 pobu and 4 tana. What does Tom pay in coins?"
+"""Two prices that only the embedded teacher knows."""
+SAMPLING = SamplingParams(max_completion_tokens=512, temperature=0.0)
+"""How a student is asked that does not say how."""
 
 
 def generate(
-    question: str,
-    student: str = "tiny:warm-student",
+    question: str = QUESTION,
+    student: str = "tiny:relay-student",
     teacher: str | None = "tiny:teacher",
     student_loading: LoadSettings = DEFAULT,
     teacher_loading: LoadSettings = DEFAULT,
     policy: Literal["command", "teacher_free", "teacher_only"] = "command",
-    max_completion_tokens: int = 512,
-    temperature: float = 0.0,
-    max_calls: int | None = None,
-    max_call_tokens: int | None = None,
-    eos_policy: Literal["finish", "return"] = "finish",
+    max_completion_tokens: int | None = None,
+    temperature: float | None = None,
+    max_calls: CallLimit = AUTO,
+    max_call_tokens: CallLimit = AUTO,
+    eos_policy: Literal["finish", "return", "auto"] = AUTO,
     seed: int = 0,
 ) -> None:
     """Answers a question; the teacher's tokens are in colour, the commands that asked for them dimmed.
 
+    What is not given is taken from the student's `relay_config.json`, if it has one. `[3 of 9]` behind a command says
+    that 3 of the 9 tokens it asked for were delivered.
+
     Args:
         question: what to ask; it is put into the chat template.
-        student: folder, hub id, `tiny:student` or `tiny:warm-student`.
+        student: folder, hub id, `tiny:student`, `tiny:warm-student` or `tiny:relay-student`.
         teacher: folder, hub id or `tiny:teacher`; null leaves the student alone.
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
         policy: who writes: the student until it calls, the student alone, or the teacher alone.
-        max_completion_tokens: budget of the answer, the teacher's tokens included.
-        temperature: 0 takes the most probable token.
-        max_calls: calls at most; null sets no limit.
-        max_call_tokens: tokens of one call at most; null sets no limit.
-        eos_policy: what the teacher's end of sequence does: `finish` the answer, or `return` to the student.
+        max_completion_tokens: budget of the answer, the teacher's tokens included; null takes the student's, else 512.
+        temperature: 0 takes the most probable token; null takes the student's, else 0.
+        max_calls: calls at most; null sets no limit, `auto` takes the student's, else none.
+        max_call_tokens: tokens of one call at most; null and `auto` as above.
+        eos_policy: what the teacher's end of sequence does: `finish` the answer, `return` to the student, or `auto`,
+            which takes the student's, else `finish`.
         seed: of the samples.
     """
     relay = load_relay(
@@ -51,9 +62,13 @@ def generate(
         student_loading=student_loading,
         teacher_loading=teacher_loading,
     )
+    given = {"max_completion_tokens": max_completion_tokens, "temperature": temperature}
+    sampling = replace(
+        relay.config.sampling or SAMPLING, **{name: value for name, value in given.items() if value is not None}
+    )
     (answer,) = relay.generate(
         [question],
-        SamplingParams(max_completion_tokens, temperature),
+        sampling,
         policy="teacher_free" if teacher is None else policy,
         max_calls=max_calls,
         max_call_tokens=max_call_tokens,
@@ -75,4 +90,4 @@ def summary_line(answer: Completion) -> str:
 
 def main(arguments: list[str]) -> None:
     """The subcommand."""
-    run_function(generate, arguments, is_positional=True)
+    run_function(generate, arguments, positional="question")

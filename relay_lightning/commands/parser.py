@@ -62,17 +62,20 @@ class CommandParser(OneSentenceErrors, ArgumentParser):
     """The parser of the subcommands that are plain functions."""
 
 
-def run_function(function: Callable[..., None], arguments: list[str], *, is_positional: bool = False) -> None:
+def run_function(function: Callable[..., None], arguments: list[str], *, positional: str | None = None) -> None:
     """Calls `function` with the parameters that the command line (and its `--config` files) give it.
 
-    `is_positional` takes the parameters without a default by their place instead of by their name.
+    positional: a parameter with a default that is given by its place instead of by its name.
     """
     description = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip()
     parser = CommandParser(
         prog=f"python -m relay_lightning {function.__name__.removesuffix('_')}", description=description
     )
     parser.add_argument("--config", action="config", help="YAML file of the options below")
-    parser.add_function_arguments(function, as_group=False, as_positional=is_positional)
+    if positional is not None:
+        default = inspect.signature(function).parameters[positional].default
+        parser.add_argument(positional, nargs="?", default=default, help="given by its place")
+    parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
     parsed = parser.parse_args(arguments)
     del parsed["config"]
     function(**parser.instantiate_classes(parsed).as_dict())

@@ -28,6 +28,8 @@ class Judged:
     num_malformed_calls: int
     is_unparsable: bool = False
     """The answer could not be understood. It counts as wrong, but whether it is nobody knows."""
+    num_requested_tokens: int = 0
+    """Teacher tokens that the calls asked for, whatever limits cut them to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,12 @@ class EvalResult:
     def mean_teacher_tokens(self) -> float:
         return self._mean(judged.num_teacher_tokens for judged in self.completions)
 
+    @property
+    def requested_tokens_per_call(self) -> float:
+        """Teacher tokens that a call asked for, sum over sum; 0.0 without calls."""
+        num_calls = sum(judged.num_calls for judged in self.completions)
+        return sum(judged.num_requested_tokens for judged in self.completions) / num_calls if num_calls else 0.0
+
     def _mean(self, values: Any) -> float:
         return sum(values) / len(self.completions) if self.completions else 0.0
 
@@ -120,6 +128,7 @@ def _judged(completion: Completion, status: AnswerStatus) -> Judged:
         num_calls=completion.num_calls,
         num_malformed_calls=completion.num_malformed_calls,
         is_unparsable=status is AnswerStatus.UNPARSABLE,
+        num_requested_tokens=sum(span.num_requested_tokens for span in completion.spans),
     )
 
 

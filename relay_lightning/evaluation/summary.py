@@ -44,6 +44,7 @@ def result_fields(result: EvalResult) -> dict[str, Any]:
         "malformed_call_frac": result.malformed_call_frac,
         "mean_completion_tokens": result.mean_completion_tokens,
         "mean_teacher_tokens": result.mean_teacher_tokens,
+        "requested_tokens_per_call": result.requested_tokens_per_call,
     }
 
 
@@ -108,6 +109,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     if sampled := summary.get("relay_after_sampled"):
         lines.append(f"commands that are well-formed when sampled: {1 - sampled['malformed_call_frac']:.1%}")
+    if (after := summary.get("relay_after")) and (requested := after["requested_tokens_per_call"]):
+        delivered = after["mean_teacher_tokens"] / after["calls_per_completion"]
+        lines.append(f"tokens of a call: {requested:.1f} requested, {delivered:.1f} delivered")
     if (gap := summary.get("gap_recovered")) is not None:
         lines.append(f"gap to the teacher recovered: {gap:.1%}")
     if (reduction := summary.get("teacher_token_reduction")) is not None:

@@ -8,28 +8,42 @@ from itertools import groupby
 from rich.text import Text
 
 from relay_lightning.terminal import escape_terminal
-from relay_lightning.types import Completion, TokenSource
+from relay_lightning.types import Completion, RelaySpan, TokenSource
 
-STYLES = {"student": "", "command": "dim", "teacher": "bold magenta"}
+STYLES = {"student": "", "command": "dim", "teacher": "bold magenta", "note": "dim italic"}
 
 
 def transcript(completion: Completion, token_bytes: Sequence[bytes | None]) -> Text:
     """The completion with the teacher's tokens in colour and the commands that asked for them dimmed.
 
+    Behind a command that got another number of tokens than it asked for stands a note that is no part of the
+    completion: `<call>9</call>[3 of 9]`.
+
     `token_bytes` has the bytes of every token id, None for special tokens, which are not shown
     (`CompiledProtocol.token_bytes`).
     """
-    text = Text()
+    notes = {
+        span.start: f"[{span.num_tokens} of {span.num_requested_tokens}]" for span in completion.spans if is_cut(span)
+    }
+    text, position = Text(), 0
     for author, token_ids in authored_runs(completion):
         run = b"".join(token_bytes[token_id] or b"" for token_id in token_ids)
         text.append(escape_terminal(run.decode(errors="replace")), style=STYLES[author])
+        position += len(token_ids)
+        if author == "command" and position in notes:
+            text.append(notes[position], style=STYLES["note"])
     return text
 
 
+def is_cut(span: RelaySpan) -> bool:
+    """True for a command that got another number of tokens than it asked for."""
+    return span.num_command_tokens > 0 and span.num_tokens != span.num_requested_tokens
+
+
 def authored_runs(completion: Completion) -> Iterator[tuple[str, list[int]]]:
-    """Runs of tokens with one author: ("student" | "command" | "teacher", token ids), in order."""
-    authors = ["teacher" if source == TokenSource.TEACHER else "student" for source in completion.token_source]
-    for span in completion.spans:
-        authors[span.command_start : span.start] = ["command"] * span.num_command_tokens
-    for author, run in groupby(zip(authors, completion.token_ids, strict=True), key=lambda pair: pair[0]):
+    """Runs of tokens with one author: ("student" | "command" | "teacher", token ids), in order; a command is a run."""
+    authors = [("teacher" if source == TokenSource.TEACHER else "student", 0) for source in completion.token_source]
+    for number, span in enumerate(completion.spans):
+        authors[span.command_start : span.start] = [("command", number)] * span.num_command_tokens
+    for (author, _), run in groupby(zip(authors, completion.token_ids, strict=True), key=lambda pair: pair[0]):
         yield author, [token_id for _, token_id in run]

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from relay_lightning.models.architecture import check_supported
 from relay_lightning.models.published import published_config_folder
@@ -23,7 +24,7 @@ from relay_lightning.models.settings import DEFAULT, FLASH_ATTENTION, LoadSettin
 from relay_lightning.models.weight_files import require_all_weights
 
 TINY_PREFIX = "tiny:"
-TINY_NAMES = ("student", "warm-student", "teacher")
+TINY_NAMES = ("student", "warm-student", "relay-student", "teacher")
 VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 """Patterns of the files that hold a vocabulary."""
 CHECKPOINT_SUFFIX = ".ckpt"
@@ -35,9 +36,9 @@ TINY_FOLDER = Path(__file__).parent.parent / "tiny" / "checkpoints"
 def resolve_checkpoint(name: str) -> str:
     """What Transformers is to open for `name`: the path of a folder, or a hub id as it is.
 
-    "tiny:student", "tiny:warm-student" and "tiny:teacher" are the embedded pair. Raises ValueError for another tiny
-    name, a URL, a file, a run folder and a folder of adapters alone, and FileNotFoundError for a folder that is missing
-    or holds no model.
+    "tiny:" and one of `TINY_NAMES` is a model of the embedded pair. Raises ValueError for another tiny name, a URL, a
+    file, a run folder and a folder of adapters alone, and FileNotFoundError for a folder that is missing or holds no
+    model.
     """
     if "://" in name:
         raise ValueError(
@@ -127,6 +128,26 @@ def load_config(name: str, settings: LoadSettings = DEFAULT) -> PreTrainedConfig
     """
     path = published_config_folder(name) or resolve_checkpoint(name)
     return _open(AutoConfig.from_pretrained, "model", name, str(path), settings)
+
+
+def read_model_file(name: str, file_name: str) -> tuple[str, str] | None:
+    """The path and the text of a file beside the weights of `name`; None where there is none or no hub to ask.
+
+    Raises as `resolve_checkpoint` does, and ValueError for a file that is not UTF-8.
+    """
+    path = cached_file(
+        resolve_checkpoint(name),
+        file_name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    try:
+        return path, Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is not UTF-8 text ({error}).") from error
 
 
 def require_loadable(name: str, settings: LoadSettings) -> None:

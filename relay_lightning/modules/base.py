@@ -49,6 +49,7 @@ from relay_lightning.modules.update_meter import UpdateMeter
 from relay_lightning.pair import build_decoder, needs_bridge
 from relay_lightning.processes import gather_tensors
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.relay_config import CallLimit, read_relay_config
 from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.types import Completion, Prompt
 
@@ -84,8 +85,8 @@ class RelayModule(LightningModule):
         num_slots: NumSlots,
         cuda_graphs: bool,
         max_completion_tokens: int,
-        max_calls: int | None,
-        max_call_tokens: int | None,
+        max_calls: CallLimit,
+        max_call_tokens: CallLimit,
         eos_policy: str,
         lora: LoRASettings | None,
         gradient_checkpointing: bool,
@@ -106,9 +107,10 @@ class RelayModule(LightningModule):
         self.num_slots = num_slots
         self.cuda_graphs = cuda_graphs
         self.max_completion_tokens = max_completion_tokens
-        self.max_calls = max_calls
-        self.max_call_tokens = max_call_tokens
-        self.eos_policy = eos_policy
+        # Limits of calls; what is "auto" is resolved in `setup`.
+        self.max_calls: Any = max_calls
+        self.max_call_tokens: Any = max_call_tokens
+        self.eos_policy: Any = eos_policy
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
@@ -136,7 +138,7 @@ class RelayModule(LightningModule):
         return self.lora is None
 
     def setup(self, stage: str) -> None:
-        """Loads the tokenizers, and so finds out early whether both models are within reach.
+        """Loads the tokenizers, and so finds out early whether both models are within reach; resolves "auto" limits.
 
         Raises ValueError for a strategy that no student can be trained under, for data of another module, for a
         monitored metric that does not exist, for a chat template that cannot be used, and as `load_model` does.
@@ -149,6 +151,8 @@ class RelayModule(LightningModule):
             return
         require_loadable(self.student_name, self.student_loading)
         self.tokenizer = load_tokenizer(self.student_name, self.student_loading)
+        config = read_relay_config(self.student_name).override(**self.call_limits)
+        self.max_calls, self.max_call_tokens, self.eos_policy = config.limits.values()
         if self.teacher_name is not None:
             require_loadable(self.teacher_name, self.teacher_loading)
             self._teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
@@ -229,10 +233,13 @@ class RelayModule(LightningModule):
                 SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=temperature),
                 seed=self.seed,
                 policy="teacher_free" if self.teacher_name is None else "command",
-                max_calls=self.max_calls,
-                max_call_tokens=self.max_call_tokens,
-                eos_policy=self.eos_policy,
+                **self.call_limits,
             )
+
+    @property
+    def call_limits(self) -> dict[str, Any]:
+        """The limits of calls, as keyword arguments of `RelayDecoder.generate`."""
+        return {"max_calls": self.max_calls, "max_call_tokens": self.max_call_tokens, "eos_policy": self.eos_policy}
 
     def step_randomness(self) -> AbstractContextManager[None]:
         """Around the forward pass of a training step: its dropout depends on the step and on nothing before it."""

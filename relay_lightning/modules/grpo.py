@@ -25,6 +25,7 @@ from relay_lightning.modules.rollout_buffer import RolloutBuffer
 from relay_lightning.modules.rollouts import DecodeSettings, RewardSettings, RolloutSampler, Sample
 from relay_lightning.objectives.grpo import LossOutput, grpo_loss
 from relay_lightning.processes import gather_in_turn, gather_objects
+from relay_lightning.relay.relay_config import AUTO, CallLimit
 from relay_lightning.types import RolloutGroup, TrainBatch
 
 ROLLOUT_KEY = "rollouts"
@@ -53,12 +54,16 @@ class GRPOModule(RelayModule):
         min_p: of the student's samples.
         teacher_temperature: of the teacher's tokens; 0 is greedy.
         teacher_top_p: of the teacher's tokens.
-        max_calls: calls of one completion; null sets no limit.
-        max_call_tokens: longest span that one call can get; null sets no limit.
-        eos_policy: what the teacher's end of sequence does: `finish` the completion, or `return` to the student.
+        max_calls: calls of one completion; null sets no limit; `auto` takes that of the student's
+            `relay_config.json`, else none.
+        max_call_tokens: longest span that one call can get; null and `auto` as above.
+        eos_policy: what the teacher's end of sequence does: `finish` the completion, `return` to the student, or `auto`
+            as above, else `finish`.
         reward: `difficulty_aware` (paper) or `simple` (1[correct] - call ratio).
         bonus: reward of a correct completion without a call in a group with one.
         exploration: pay wrong completions that called, in a group that nobody solved, their call ratio.
+        call_cost: teacher tokens that a correct completion pays for: those `delivered` (paper), or those `requested`,
+            which `max_call_tokens` does not cut.
         scale_rewards: what advantages are divided by: the standard deviation of the `group`, of the `batch`, or `none`.
         advantage_estimator: `grpo` (group mean) or `rloo` (mean of the others).
         loss_type: how token losses are averaged, and their shape.
@@ -101,12 +106,13 @@ class GRPOModule(RelayModule):
         min_p: float = 0.0,
         teacher_temperature: float = 0.7,
         teacher_top_p: float = 1.0,
-        max_calls: int | None = None,
-        max_call_tokens: int | None = None,
-        eos_policy: Literal["finish", "return"] = "finish",
+        max_calls: CallLimit = AUTO,
+        max_call_tokens: CallLimit = AUTO,
+        eos_policy: Literal["finish", "return", "auto"] = AUTO,
         reward: Literal["difficulty_aware", "simple"] = "difficulty_aware",
         bonus: float = 1.5,
         exploration: bool = True,
+        call_cost: Literal["delivered", "requested"] = "delivered",
         scale_rewards: Literal["group", "none", "batch"] = "group",
         advantage_estimator: Literal["grpo", "rloo"] = "grpo",
         loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo"] = "dapo",
@@ -159,12 +165,12 @@ class GRPOModule(RelayModule):
             student=SamplingParams(max_completion_tokens, temperature, top_k, top_p, min_p),
             teacher=SamplingParams(max_completion_tokens, teacher_temperature, top_p=teacher_top_p),
             policy="teacher_free" if teacher is None else "command",
-            max_calls=max_calls,
-            max_call_tokens=max_call_tokens,
-            eos_policy=eos_policy,
+            **self.call_limits,
             seed=seed,
         )
-        self.rewards = RewardSettings(reward, bonus, exploration, scale_rewards, advantage_estimator, overlong_buffer)
+        self.rewards = RewardSettings(
+            reward, bonus, exploration, scale_rewards, advantage_estimator, overlong_buffer, call_cost
+        )
         self.loss_options: dict[str, Any] = {
             "loss_type": loss_type,
             "epsilon": epsilon,
@@ -187,6 +193,11 @@ class GRPOModule(RelayModule):
         self._buffer = RolloutBuffer.empty()
         self._sampler: RolloutSampler | None = None
         self._reference: ReferencePolicy | None = None
+
+    def setup(self, stage: str) -> None:
+        """As of every relay module; the samples of training keep to the same limits of calls as those of evaluation."""
+        super().setup(stage)
+        self.decoding = replace(self.decoding, **self.call_limits)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one micro-batch; the first of a rollout has the rollout decoded.

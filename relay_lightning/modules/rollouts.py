@@ -51,6 +51,8 @@ class RewardSettings:
     advantage_estimator: Literal["grpo", "rloo"]
     overlong_buffer: int
     """Length of the zone before the token limit in which the soft length penalty grows to -1; 0 is off."""
+    call_cost: Literal["delivered", "requested"] = "delivered"
+    """Teacher tokens that a correct completion pays for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,6 @@ class RolloutCost:
 
 class RolloutSampler:
     """Decodes, judges and scores the completions of a rollout.
-
     `gather` turns an [R, N] tensor of this process into the [W, R, N] tensors of all W processes; it is used for
     rewards that are scaled over the whole batch. `gather_samples` turns this process's samples of a sampling round,
     which are every W-th, into those of all; it is used for dynamic sampling.
@@ -190,7 +191,7 @@ def score_samples(
     rank: int = 0,
 ) -> list[RolloutGroup]:
     """Rollout groups with rewards and advantages."""
-    facts = _facts(samples, rewards.overlong_buffer, decoding.student.max_completion_tokens)  # [5, N]
+    facts = _facts(samples, rewards, decoding.student.max_completion_tokens)  # [5, N]
     own = slice(0, facts.shape[1])
     if gather is not None and rewards.scale_rewards == "batch":
         own = slice(rank * facts.shape[1], (rank + 1) * facts.shape[1])
@@ -216,22 +217,36 @@ def score_samples(
     return _build_groups(samples, all_rewards[own].tolist(), advantages[own].tolist())
 
 
-def _facts(samples: Sequence[Sample], overlong_buffer: int, max_completion_tokens: int) -> Tensor:
-    """[5, N] fp32: correct, teacher tokens, completion tokens, calls, length penalty."""
+def _facts(samples: Sequence[Sample], rewards: RewardSettings, max_completion_tokens: int) -> Tensor:
+    """[5, N] fp32: correct, teacher tokens that count, completion tokens, calls, length penalty."""
     completions = [completion for sample in samples for completion in sample.completions]
+    correct = [is_correct for sample in samples for is_correct in sample.is_correct]
+    num_teacher_tokens = [
+        requested_tokens(completion, max_completion_tokens)
+        if rewards.call_cost == "requested" and is_correct
+        else completion.num_teacher_tokens
+        for completion, is_correct in zip(completions, correct, strict=True)
+    ]
     num_tokens = torch.tensor([float(completion.num_tokens) for completion in completions])
     penalties = torch.zeros_like(num_tokens)
-    if overlong_buffer:
-        penalties = overlong_penalty(num_tokens, max_completion_tokens, overlong_buffer)
+    if rewards.overlong_buffer:
+        penalties = overlong_penalty(num_tokens, max_completion_tokens, rewards.overlong_buffer)
     return torch.stack(
         [
-            torch.tensor([float(correct) for sample in samples for correct in sample.is_correct]),
-            torch.tensor([float(completion.num_teacher_tokens) for completion in completions]),
+            torch.tensor(correct, dtype=torch.float32),
+            torch.tensor(num_teacher_tokens, dtype=torch.float32),
             num_tokens,
             torch.tensor([float(completion.num_calls) for completion in completions]),
             penalties,
         ]
     )
+
+
+def requested_tokens(completion: Completion, max_completion_tokens: int) -> int:
+    """Teacher tokens that the calls asked for, each at most as many as the budget had left, and together at most as
+    many as the completion has: a share of requested tokens lies in [0, 1], like the call ratio."""
+    requested = sum(min(span.num_requested_tokens, max_completion_tokens - span.start) for span in completion.spans)
+    return min(requested, completion.num_tokens)
 
 
 def _build_groups(

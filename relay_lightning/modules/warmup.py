@@ -31,6 +31,7 @@ from relay_lightning.pair import local_engine
 from relay_lightning.processes import gather_in_turn
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.relay.relay_config import AUTO, CallLimit
 from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import Prompt
 
@@ -55,9 +56,10 @@ class WarmupModule(RelayModule):
         top_p: of the self-sampled completions.
         min_p: of the self-sampled completions.
         samples_per_prompt: self-sampled completions of each training problem.
-        max_calls: calls of one completion in validation; null sets no limit.
-        max_call_tokens: longest span that one call can get in validation; null sets no limit.
-        eos_policy: what the teacher's end of sequence does in validation.
+        max_calls: calls of one completion in validation; null sets no limit, `auto` takes the student's
+            `relay_config.json`, else none.
+        max_call_tokens: longest span that one call can get in validation; null and `auto` as above.
+        eos_policy: what the teacher's end of sequence does in validation; `auto` as above, else `finish`.
         cache_dir: folder that keeps the self-sampled completions.
         lora: train adapters of this shape; null trains all weights, which a quantised student cannot.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
@@ -83,9 +85,9 @@ class WarmupModule(RelayModule):
         top_p: float = 1.0,
         min_p: float = 0.0,
         samples_per_prompt: int = 1,
-        max_calls: int | None = None,
-        max_call_tokens: int | None = None,
-        eos_policy: Literal["finish", "return"] = "finish",
+        max_calls: CallLimit = AUTO,
+        max_call_tokens: CallLimit = AUTO,
+        eos_policy: Literal["finish", "return", "auto"] = AUTO,
         cache_dir: str = ".cache/self_samples",
         lora: LoRASettings | None = None,
         gradient_checkpointing: bool = False,

@@ -10,6 +10,7 @@ from relay_lightning.engine.turns import DECODING
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.decoder import RelayDecoder
 from relay_lightning.relay.policies import Policy
+from relay_lightning.relay.relay_config import AUTO, CallLimit, RelayConfig
 from relay_lightning.relay.rows import RelayRequest
 from relay_lightning.types import Completion, Prompt
 
@@ -20,9 +21,11 @@ PromptMaker = Callable[[int, str | Sequence[int]], Prompt]
 class Relay:
     """Answers questions through a `RelayDecoder`; the one object that a user of a trained pair needs."""
 
-    def __init__(self, decoder: RelayDecoder, make_prompt: PromptMaker) -> None:
+    def __init__(self, decoder: RelayDecoder, make_prompt: PromptMaker, config: RelayConfig | None = None) -> None:
+        """config: what `generate` does where its arguments do not say; the library's defaults if None."""
         self.decoder = decoder
         self.make_prompt = make_prompt
+        self.config = config or RelayConfig()
 
     @property
     def stats(self) -> DecodeStats:
@@ -37,15 +40,16 @@ class Relay:
         teacher_sampling: SamplingParams | None = None,
         seed: int = 0,
         policy: str | Policy = "command",
-        max_calls: int | None = None,
-        max_call_tokens: int | None = None,
-        eos_policy: Literal["finish", "return"] = "finish",
+        max_calls: CallLimit = AUTO,
+        max_call_tokens: CallLimit = AUTO,
+        eos_policy: Literal["finish", "return", "auto"] = AUTO,
     ) -> list[Completion]:
         """One completion per prompt, in their order.
 
         prompts: questions, which are put into the student's chat template, or token ids, which are taken as they are.
-        The other arguments, and what is raised, are those of `RelayDecoder.generate`. Prompt i has prompt id i. Calls
-        of several threads take turns.
+        Without `sampling`, and where a limit is "auto", the student's `relay_config.json` decides, if it has one; a
+        limit of None is no limit. The other arguments, and what is raised, are those of `RelayDecoder.generate`.
+        Prompt i has prompt id i. Calls of several threads take turns.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list of questions or of token ids, not one string")
@@ -53,11 +57,9 @@ class Relay:
             requests = [RelayRequest(self.make_prompt(index, prompt)) for index, prompt in enumerate(prompts)]
             return self.decoder.generate(
                 requests,
-                sampling or SamplingParams(),
+                sampling or self.config.sampling or SamplingParams(),
                 teacher_sampling=teacher_sampling,
                 seed=seed,
                 policy=policy,
-                max_calls=max_calls,
-                max_call_tokens=max_call_tokens,
-                eos_policy=eos_policy,
+                **self.config.override(max_calls, max_call_tokens, eos_policy).limits,
             )

@@ -96,7 +96,7 @@ def test_foreign_and_damaged_checkpoints_are_refused(in_process, config, tmp_pat
 def test_unknown_subcommands_and_missing_arguments_are_named(in_process):
     assert "no subcommand 'train'" in in_process("train").sentence
     assert in_process().exit_code == 2
-    assert "required: question" in in_process("generate").sentence
+    assert "required: ckpt_path" in in_process("export", "--output", "out").sentence
     assert "nope.yaml" in in_process("fit", "--config", "nope.yaml").sentence
 
 

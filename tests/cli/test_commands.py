@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,35 @@ def test_generate_prints_the_answer_and_who_wrote_how_much(in_process, small_pai
     assert result.exit_code == 0, result.errors
     assert "answer is" in result.output
     assert "tokens by the teacher (call ratio" in result.errors.splitlines()[-1]
+
+
+def test_generate_without_arguments_shows_calls(in_process):
+    """The packaged pair: the student asks for the two prices that only the teacher knows, and no more than it needs."""
+    result = in_process("generate")
+    assert result.exit_code == 0, result.errors
+    assert len(re.findall(r"<call>\d</call>\d\d", result.output)) == 2
+    assert " of " not in result.output
+    assert "2 calls" in result.errors.splitlines()[-1]
+    cut = in_process("generate", "--max_call_tokens", 1)
+    assert re.search(r"<call>(\d)</call>\[1 of \1\]\d", cut.output)
+    other = in_process("generate", "Zoe takes 6 gabu at 22. What does Zoe pay in coins?")
+    assert "gabu" in other.output
+    assert other.output != result.output
+
+
+def test_generate_takes_the_students_own_limits_unless_others_are_given(in_process, small_pair, tmp_path):
+    student = shutil.copytree(small_pair.student, tmp_path / "student")
+    settings = {"max_calls": 0, "sampling": {"max_completion_tokens": 6, "temperature": 0.0}}
+    (student / "relay_config.json").write_text(json.dumps(settings))
+    own = in_process("generate", "How many kebu?", "--student", student, "--teacher", small_pair.teacher)
+    assert own.errors.splitlines()[-1].startswith("6 tokens, 0 calls")
+    given = ["--max_completion_tokens", 9, "--max_calls", "null"]
+    given = in_process("generate", "How many kebu?", "--student", student, "--teacher", small_pair.teacher, *given)
+    assert given.errors.splitlines()[-1].startswith("9 tokens")
+    (student / "relay_config.json").write_text('{"max_call": 3}')
+    damaged = in_process("generate", "How many kebu?", "--student", student, "--teacher", small_pair.teacher)
+    assert damaged.exit_code == 2
+    assert f"{student}/relay_config.json: there is no key 'max_call'" in damaged.sentence
 
 
 def filter_arguments(small_pair, output: Path) -> list[object]:
@@ -138,12 +168,13 @@ def greedy(folder: Path, prompts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("lora", [None, "adapters", "merged"])
-def test_exported_student_writes_the_same_greedy_tokens(in_process, config, tmp_path, lora):
+def test_exported_student_writes_the_same_greedy_tokens(in_process, config, small_pair, tmp_path, lora):
     from relay_lightning import SamplingParams, load_relay
     from relay_lightning.data.chat_template import INSTRUCTION
 
+    limits = ["--model.max_calls", 2, "--model.eos_policy", "return"]
     adapters = ["--model.lora", '{"rank": 4}', "--model.optimizer.init_args.lr", "0.03"] if lora else []
-    trained = in_process("fit", "--config", config, "--report.enabled", "false", *adapters)
+    trained = in_process("fit", "--config", config, "--report.enabled", "false", *limits, *adapters)
     assert trained.exit_code == 0, trained.errors
     checkpoint, folder = tmp_path / "runs" / "grpo" / "checkpoints" / "last.ckpt", tmp_path / "exported"
     merge = ["--merge", "true"] if lora == "merged" else []
@@ -151,6 +182,10 @@ def test_exported_student_writes_the_same_greedy_tokens(in_process, config, tmp_
     assert exported.exit_code == 0, exported.errors
     assert list(folder.glob("*.safetensors"))
     assert (folder / "adapter_config.json").exists() == (lora == "adapters")
+    kept = json.loads((folder / "relay_config.json").read_text())
+    assert (kept["tags"], kept["teacher"]) == (["<call>", "</call>"], small_pair.teacher)
+    assert (kept["max_calls"], kept["max_call_tokens"], kept["eos_policy"]) == (2, None, "return")
+    assert (kept["sampling"]["max_completion_tokens"], kept["sampling"]["temperature"]) == (32, 0.0)
 
     predicted = in_process(
         "predict", "--config", config, "--ckpt_path", checkpoint, *adapters, "--model.teacher", "null"

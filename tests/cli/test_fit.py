@@ -49,6 +49,21 @@ def test_run_folder_holds_everything_the_run_made(run_folder):
     assert "accuracy" in summary["random_token_router_same_budget"]
 
 
+def test_the_report_measures_without_the_limit_of_training_when_it_is_told_to(in_process, config, tmp_path):
+    """Calls ask for 1 to 4 tokens. A limit of 1 that bound the measurement would deliver one token a call."""
+    delivered = []
+    for run, limit in (("cut", "auto"), ("free", "null")):
+        result = in_process(
+            *("fit", "--config", config, "--run_dir", run, "--trainer.max_steps", 1, "--model.max_call_tokens", 1),
+            *("--report.sampled", "true", "--report.routers", "false", "--report.max_call_tokens", limit),
+        )
+        assert result.exit_code == 0, result.errors
+        sampled = json.loads((tmp_path / run / "summary.json").read_text())["relay_before_sampled"]
+        assert sampled["requested_tokens_per_call"] > 1
+        delivered.append(sampled["mean_teacher_tokens"] / sampled["calls_per_completion"])
+    assert delivered[0] == 1 < delivered[1]
+
+
 def test_run_is_refused_and_kept_when_its_folder_is_taken(run_folder, in_process, config):
     before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
     result = in_process("fit", "--config", config)

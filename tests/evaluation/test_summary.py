@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -65,6 +66,12 @@ def test_answers_that_were_not_understood_are_counted_apart():
     judged = (Judged(0, False, 5, 0, 0, 0, is_unparsable=True), Judged(1, False, 5, 0, 0, 0))
     assert EvalResult(judged).unparsable_frac == 0.5
     assert relay_fields({"relay_after": EvalResult(judged)}, {})["relay_after"]["unparsable_frac"] == 0.5
+
+
+def test_a_limit_that_cuts_calls_is_seen_in_the_lines():
+    judged = Judged(0, True, 100, 3, 1, 0, num_requested_tokens=9)
+    lines = summary_lines(relay_fields({"relay_after": EvalResult((judged, replace(judged, prompt_id=1)))}, {}))
+    assert lines == ["tokens of a call: 9.0 requested, 3.0 delivered"]
 
 
 def test_table_shows_every_row_once():

@@ -1,7 +1,9 @@
 """Completions as terminal text: colours by author, nothing a model wrote reaches the terminal raw."""
 
 import io
+import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -37,6 +39,40 @@ def test_runs_name_student_command_and_teacher_when_a_call_was_made():
         "<c>": STYLES["command"],
         "XY": STYLES["teacher"],
     }
+
+
+def call(num_delivered: int, num_requested: int, num_command_tokens: int = 3) -> Completion:
+    """`ab`, a command, the teacher's `X`s, `d`."""
+    command = b"<9>"[:num_command_tokens]
+    start = 2 + len(command)
+    text = b"ab" + command + b"X" * num_delivered + b"d"
+    sources = [STUDENT] * start + [TEACHER] * num_delivered + [STUDENT]
+    span = RelaySpan(start, start + num_delivered, num_requested, FinishReason.DELIVERED, 2)
+    return completion(list(text), sources, [span])
+
+
+@pytest.mark.parametrize(
+    ("done", "shown"),
+    [
+        (call(3, 9), "ab<9>[3 of 9]XXXd"),
+        (call(0, 9), "ab<9>[0 of 9]d"),
+        (call(9, 9), "ab<9>XXXXXXXXXd"),
+        (call(3, 9, num_command_tokens=0), "abXXXd"),  # a router hands over without a command
+    ],
+)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_cut_call_says_how_many_tokens_were_delivered(done, shown, is_terminal):
+    text = transcript(done, BYTE_TOKENS)
+    assert text.plain == shown
+    output = io.StringIO()
+    Console(file=output, force_terminal=is_terminal, highlight=False, width=200).print(text)
+    assert re.sub(r"\x1b\[[\d;]*m", "", output.getvalue()) == shown + "\n"
+
+
+def test_each_of_two_commands_in_a_row_has_its_own_note():
+    spans = [RelaySpan(3, 3, 9, FinishReason.TEACHER_STOP, 0), RelaySpan(6, 7, 8, FinishReason.LENGTH, 3)]
+    done = completion(list(b"<9><8>X"), [STUDENT] * 6 + [TEACHER], spans)
+    assert transcript(done, BYTE_TOKENS).plain == "<9>[0 of 9]<8>[1 of 8]X"
 
 
 def test_markup_and_control_sequences_stay_visible_when_a_model_writes_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,22 @@ def test_validation_and_test_report_accuracy_and_calls(make_module: Any, make_da
         assert 0 <= metrics[f"{stage}/accuracy"] <= 1
     # The same problems and the same greedy decoding.
     assert validated["val/accuracy"] == tested["test/accuracy"]
+
+
+def test_limits_are_the_students_own_unless_others_are_given(
+    small_pair: Any, make_module: Any, make_data: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    student = shutil.copytree(small_pair.student, tmp_path / "student")
+    (student / "relay_config.json").write_text('{"max_calls": 0, "eos_policy": "return"}')
+
+    def calls(**options: Any) -> float:
+        trainer, module = make_trainer(1), make_module(student=str(student), **options)
+        trainer.fit(module, make_data())
+        assert module.decoding.eos_policy == "return"
+        return trainer.callback_metrics["relay/calls_per_completion"].item()
+
+    assert calls() == 0
+    assert calls(max_calls=None) > 0
 
 
 def test_prediction_gives_a_completion_per_problem(make_module: Any, make_data: Any, make_trainer: Any) -> None:

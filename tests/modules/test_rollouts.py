@@ -69,6 +69,42 @@ def test_each_group_is_scored_by_its_own_case() -> None:
     assert groups[2].has_zero_variance
 
 
+def asking(num_requested: int, num_delivered: int, num_tokens: int = 8) -> Completion:
+    """A completion with one call at its third token."""
+    span = RelaySpan(3, 3 + num_delivered, num_requested, FinishReason.DELIVERED, 2)
+    return replace(completion("", num_tokens), spans=[span])
+
+
+def rewards_of(*completions: Completion, statuses: list[AnswerStatus], **settings: Any) -> list[float]:
+    samples = [Sample(Prompt(0, (1,), answer="1"), list(completions), statuses)]
+    (group,) = score_samples(samples, replace(REWARDS, **settings), DECODING)
+    return [rollout.reward for rollout in group.rollouts]
+
+
+def test_a_correct_completion_pays_for_what_it_requested_when_that_is_the_cost() -> None:
+    """With delivered tokens as the cost, a clip makes a request of 2 and one of 6 equally dear: the longer one is never
+    unlearnt."""
+    cut = (asking(2, 2), asking(6, 2))
+    right = [AnswerStatus.CORRECT] * 2
+    assert rewards_of(*cut, statuses=right) == [0.75, 0.75]
+    assert rewards_of(*cut, statuses=right, call_cost="requested") == [0.75, 0.25]
+    assert rewards_of(*cut, statuses=right, call_cost="requested", reward="simple") == [0.75, 0.25]
+
+
+def test_a_request_beyond_the_budget_costs_what_the_budget_had_left_and_never_more_than_everything() -> None:
+    """The budget is 10 tokens, and 3 are written when the call comes."""
+    right = [AnswerStatus.CORRECT] * 2
+    dear = rewards_of(asking(7, 2), asking(10**9, 2), statuses=right, call_cost="requested")
+    assert dear == [0.125, 0.125]
+    assert rewards_of(asking(7, 1, 5), asking(7, 1, 5), statuses=right, call_cost="requested") == [0.0, 0.0]
+
+
+def test_a_wrong_completion_earns_no_more_for_asking_for_more() -> None:
+    """The exploration reward grows with the share of teacher tokens: paid by requests it would teach to ask for all."""
+    wrong = [AnswerStatus.WRONG] * 2
+    assert rewards_of(asking(2, 2), asking(7, 2), statuses=wrong, call_cost="requested") == [0.25, 0.25]
+
+
 def test_the_soft_length_penalty_is_part_of_reward_and_advantage() -> None:
     right = AnswerStatus.CORRECT
     short, long = completion("", num_tokens=6), completion("", num_tokens=9)

@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import relay_lightning.tiny
+from relay_lightning import load_relay
 from relay_lightning.tiny.evaluate import accuracy_by_kind, commands_per_completion, generate_texts, oracle_hooks
 from relay_lightning.tiny.task import generate_problems
 from relay_lightning.tiny.tokenizer import INSTRUCTION, chat_text, train_tokenizer
 
 FOLDER = Path(relay_lightning.tiny.__file__).parent / "checkpoints"
-NAMES = ("student", "warm-student", "teacher")
+NAMES = ("student", "warm-student", "relay-student", "teacher")
 TOKENIZER = train_tokenizer()
 PROBLEMS = generate_problems("test", 60, seed=0)
 
@@ -26,7 +27,7 @@ def test_sizes_keep_their_limits(models):
     num_parameters = {
         name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()
     }
-    assert num_parameters["student"] == num_parameters["warm-student"] < 1_000_000
+    assert num_parameters["student"] == num_parameters["warm-student"] == num_parameters["relay-student"] < 1_000_000
     assert num_parameters["student"] < num_parameters["teacher"] < 10_000_000
     assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 8_000_000
 
@@ -72,6 +73,20 @@ def test_warm_student_writes_commands_when_sampled_and_keeps_its_skill(models):
     assert 0.3 <= commands_per_completion(TOKENIZER.decode_batch(sampled)) <= 2.0
     greedy = generate_texts(models["warm-student"], TOKENIZER, PROBLEMS, temperature=0.0)
     assert accuracy_by_kind(PROBLEMS, TOKENIZER.decode_batch(greedy))["solo"] >= 0.9
+
+
+def test_relay_student_asks_for_as_many_tokens_as_it_uses_when_no_limit_binds():
+    """The length of a call is the student's own: 40 problems, greedy, with and without the limit of its training."""
+    relay = load_relay("tiny:relay-student", num_slots=40)
+    questions = [problem.question for problem in PROBLEMS[:40]]
+    free = relay.generate(questions, max_call_tokens=None)
+    spans = [span for completion in free for span in completion.spans]
+    assert len(spans) >= 20
+    assert all(span.num_tokens == span.num_requested_tokens for span in spans)
+    assert sum(span.num_requested_tokens for span in spans) <= 4 * len(spans)
+    assert [completion.token_ids for completion in relay.generate(questions)] == [each.token_ids for each in free]
+    answers = [TOKENIZER.decode(completion.token_ids) for completion in free]
+    assert accuracy_by_kind(PROBLEMS[:40], answers)["all"] >= 0.75
 
 
 def test_teacher_goes_on_from_any_place_in_a_solution(models):

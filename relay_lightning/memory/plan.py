@@ -11,7 +11,7 @@ from relay_lightning.memory.weights import (
     optimizer_workspace_bytes,
     plan_weights,
 )
-from relay_lightning.models.architecture import context_limit
+from relay_lightning.models.architecture import max_context
 from relay_lightning.models.skeleton import ModelPlan
 from relay_lightning.relay.capacity import student_capacity, teacher_capacity
 
@@ -135,10 +135,7 @@ def plan_memory(workload: Workload) -> MemoryPlan:
 
 def max_positions(model: ModelPlan) -> int:
     """Tokens that the model reads at most. Raises ValueError when its config does not say."""
-    length = context_limit(model.config)
-    if length is None:
-        raise ValueError(f"the config of {model.name} does not say max_position_embeddings")
-    return length
+    return max_context(model.config)
 
 
 def _student_capacity(workload: Workload) -> int:

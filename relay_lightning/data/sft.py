@@ -74,7 +74,9 @@ class SFTStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        max_tokens: int | None = None,
     ) -> None:
+        """max_tokens: of prompt and completion; what commands make longer is cut to it. None cuts nothing."""
         if batch_size < 1 or batch_size % (micro_batches_per_step * world_size):
             raise ValueError(
                 f"batch_size must be a positive multiple of {micro_batches_per_step} micro-batches "
@@ -90,6 +92,7 @@ class SFTStream:
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._max_tokens = max_tokens
         self._order = lru_cache(maxsize=2)(self._draw_order)
         self._step = lru_cache(maxsize=2)(self._draw_step)
 
@@ -136,7 +139,8 @@ class SFTStream:
             max_digit_exponent=commands.max_digit_exponent,
             command_free_share=commands.command_free_share,
         )
-        return called if sample.eos_token_id is None else [*called, sample.eos_token_id]
+        whole = called if sample.eos_token_id is None else [*called, sample.eos_token_id]
+        return whole if self._max_tokens is None else whole[: self._max_tokens - len(sample.prompt_token_ids)]
 
 
 def stack_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
@@ -217,6 +221,7 @@ class WarmupDataModule(ProblemDataModule):
             seed=self.seed,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            max_tokens=module.decoder.student.max_context,
         )
         return PositionedLoader(
             num_batches=stream.num_batches_per_pass,

@@ -11,6 +11,7 @@ from relay_lightning.memory.weights import (
     optimizer_workspace_bytes,
     plan_weights,
 )
+from relay_lightning.models.architecture import max_context
 from relay_lightning.models.skeleton import ModelPlan
 from relay_lightning.relay.capacity import student_capacity, teacher_capacity
 
@@ -133,8 +134,8 @@ def plan_memory(workload: Workload) -> MemoryPlan:
 
 
 def max_positions(model: ModelPlan) -> int:
-    """Context of the model."""
-    return int(model.config.max_position_embeddings)
+    """Tokens that the model reads at most. Raises ValueError when its config does not say."""
+    return max_context(model.config)
 
 
 def _student_capacity(workload: Workload) -> int:

@@ -157,14 +157,17 @@ def require_loadable(name: str, settings: LoadSettings) -> None:
         require_bitsandbytes(name)
 
 
-def attention_backend(name: str, settings: LoadSettings) -> str:
-    """The attention that `settings` come to. Raises RuntimeError if flash-attn is asked for and absent."""
+def attention_backend(name: str, settings: LoadSettings) -> str | None:
+    """The attention that `settings` name; None leaves it to Transformers, which takes sdpa where a model has it.
+
+    Raises RuntimeError if flash-attn is asked for and absent.
+    """
     if settings.attention == FLASH_ATTENTION and find_spec("flash_attn") is None:
         raise RuntimeError(
             f"The model {name!r} is to use attention: {FLASH_ATTENTION}, but flash-attn is not installed; "
             "pip install 'relay-lightning[flash-attn]' on a machine with CUDA, or set attention: sdpa."
         )
-    return "sdpa" if settings.attention == "auto" else settings.attention
+    return None if settings.attention == "auto" else settings.attention
 
 
 def _no_tokenizer(name: str) -> str:

@@ -24,8 +24,9 @@ class LoadSettings:
             the 8 bits of bf16.
         quantization: `nf4` keeps the linear layers but the LM head in 4 bits with double quantisation (QLoRA, arXiv
             2305.14314), through bitsandbytes. It saves memory and costs time. A student is then trained through `lora`.
-        attention: Transformers' attention in training; `auto` is sdpa. flash_attention_2 needs flash-attn and a GPU,
-            and serves decoding there too, which else runs on a kernel of our own.
+        attention: Transformers' attention in training; `auto` is sdpa where the model has it, else eager.
+            flash_attention_2 needs flash-attn and a GPU, and serves decoding there too, which else runs on a kernel of
+            our own.
         chat_template: file with a Jinja chat template that replaces the tokenizer's own.
         trust_remote_code: whether code that comes with the model may run.
     """

@@ -80,7 +80,7 @@ def build_skeleton(plan: ModelPlan, num_layers: int | None = None) -> PreTrained
             config,
             dtype=plan.dtype,
             # FlashAttention keeps what sdpa's flash kernel keeps, but has no fake tensors.
-            attn_implementation="sdpa" if attention in ("auto", FLASH_ATTENTION) else attention,
+            attn_implementation=None if attention in ("auto", FLASH_ATTENTION) else attention,
             trust_remote_code=plan.loading.trust_remote_code,
         )
     model.requires_grad_(plan.is_trained)

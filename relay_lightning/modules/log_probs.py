@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 import torch
 from relay_kernels import linear_log_probs
-from relay_kernels.linear_log_probs.reference import CHUNK_ELEMENTS, LOG_ZERO
+from relay_kernels.linear_log_probs.reference import LOG_ZERO
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from relay_lightning.models.evaluating import evaluating
 from relay_lightning.models.lm_head import has_linear_logits, model_logits
 from relay_lightning.models.sharding import run_as_forward
+
+CHUNK_ELEMENTS = 1 << 23
+"""Logits of a chunk, where they are held whole: forward and backward pass have at most 8 fp32 copies, 256 MiB."""
 
 
 class TokenLogProbs(NamedTuple):

@@ -82,3 +82,17 @@ def test_samples_that_do_not_fill_a_step_are_left_out_of_a_pass() -> None:
 def test_a_batch_size_that_cannot_work_is_refused(options: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_stream(**options)
+
+
+def test_rows_end_where_the_students_context_does_when_commands_make_them_longer():
+    sample = SelfSample((7, 8), tuple(range(10, 30)), 1)
+    whole, cut = (
+        SFTStream(
+            [sample], lambda n: [100 + n], CommandSettings(3, 1, 0.0), batch_size=1, micro_batches_per_step=1, seed=0,
+            max_tokens=max_tokens,
+        ).batch(TrainPosition(0, 0))
+        for max_tokens in (None, 21)
+    )  # fmt: skip
+    assert whole.token_ids.shape[1] > 23
+    assert cut.token_ids.tolist() == whole.token_ids[:, :21].tolist()
+    assert cut.num_step_loss_tokens == 19

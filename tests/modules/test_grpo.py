@@ -54,6 +54,12 @@ def test_the_trainers_log_probs_equal_the_decoders_before_the_first_update(fit: 
     assert 0.0 <= steps[0]["sampling/sampling_logp_difference/max"] < 1e-4
 
 
+def test_recomputed_log_probs_equal_the_decoders_when_the_student_drops_out(fit: Any) -> None:
+    """Adapters change nothing, and so drop nothing, before the first update: the second rollout shows it."""
+    _, steps = fit(2, lora=LoRASettings(rank=4, dropout=0.5), old_log_probs="recompute", **SGD)
+    assert 0.0 <= steps[1]["sampling/sampling_logp_difference/max"] < 1e-4
+
+
 def test_metrics_carry_the_names_users_know(fit: Any) -> None:
     _, (first, second) = fit(2, beta=0.1)
     expected = {

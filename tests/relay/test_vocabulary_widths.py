@@ -94,6 +94,7 @@ def test_greedy_decoding_equals_the_naive_loop_when_ids_are_out_of_bounds(widths
 
     relay = decoder(student, teacher)
     relay.student = ScriptedEngine(relay.student, student_script)
+    relay.teacher = ScriptedEngine(relay.teacher, lambda _: None)
     sampling = SamplingParams(max_completion_tokens=BUDGET, temperature=0.0)
     [completion] = relay.generate([RelayRequest(PROMPTS[0])], sampling)
     expected = naive_relay(

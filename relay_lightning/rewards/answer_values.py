@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -116,6 +117,11 @@ Value = (
 MAX_DEPTH = 8
 """Brackets in brackets beyond this are left to the computer algebra system."""
 
+MAX_BRACKETS = 40
+"""Answers with more brackets in brackets are not read at all."""
+MAX_ITEMS = 200
+"""Longer lists are not read."""
+
 _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:,\d{3})+)(?![\d]|,\d)")
 _OPENING, _CLOSING = ("(", "{", "[", "\\{", "\\langle", "\\lfloor", "\\lceil"), (")", "}", "]", "\\}", "\\rangle")
 _BRACKETS = re.compile(r"\\(?:[{}]|langle|rangle|lfloor|rfloor|lceil|rceil|begin|end)|[()\[\]{}]")
@@ -131,6 +137,7 @@ _BASE = re.compile(r"\(?(\d[0-9A-F]*)\)?\s*_\s*\{?\s*\(?(\d{1,2}|⟦[a-z]+⟧)\)
 _BASES = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), range(2, 13), strict=True))
 _BASES |= {"sixteen": 16, "hex": 16}
 _DECIMAL = re.compile(r"-?\s*(\d*)\.(\d*)")
+_PLAIN_NUMBER = re.compile(r"[-+]?(\d+)(?:\.(\d+))?", re.ASCII)
 _MATRIX = re.compile(r"\\begin\s*\{([pbBv]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv|in)(?![a-zA-Z])|[<>=]")
 _NAME = re.compile(
@@ -143,7 +150,10 @@ def read_values(answer: str, *, is_reference: bool) -> list[Value]:
 
     A reference is taken by its word: `(1,450)` is a point there, and the m of `6 m` a variable.
     """
-    plain = _trimmed(plain_notation(answer))
+    plain = plain_notation(answer)
+    if _depth(plain) > MAX_BRACKETS:
+        return [Unreadable()]
+    plain = _trimmed(plain)
     prefix = _PREFIX.match(plain)
     if prefix and prefix.end() < len(plain):
         plain = _trimmed(plain[prefix.end() :])
@@ -182,8 +192,10 @@ def _number_or_list(plain: str, is_reference: bool) -> list[Value]:
 
 
 def _read(text: str, depth: int) -> Value:
-    """The value of a trimmed text whose commas separate values."""
+    """The value of a text whose commas separate values."""
     text = _trimmed(text)
+    if number := _PLAIN_NUMBER.fullmatch(text):
+        return Number(Fraction(text), len((number[1] + number[2]).lstrip("0")) if number[2] else 0)
     if not re.search(r"[^\W_]", text) and text not in ("\\{\\}", "()", "[]"):
         return Unreadable()
     if depth > MAX_DEPTH:
@@ -199,6 +211,8 @@ def _read_list(text: str, depth: int) -> Value | None:
     parts = split_top(text, rf"{_AND}|[,;]")
     if len(parts) < 2:
         return None if "\\pm" not in text or _is_enclosed(text) else _both_signs(text, depth)
+    if len(parts) > MAX_ITEMS:
+        return Unreadable()
     is_conjunction = len(split_top(text, _AND)) > 1
     items = tuple(item for part in parts for item in _spread(_read(part, depth + 1)))
     if all(isinstance(item, Interval) for item in items):
@@ -387,6 +401,12 @@ def _separators(text: str) -> Iterator[str]:
             depth += 1 if match[0] in _OPENING or match[0] == "\\begin" else -1
 
 
+def _depth(text: str) -> int:
+    """How deeply brackets stand in brackets."""
+    depths = itertools.accumulate(1 if match[0] in _OPENING else -1 for match in _BRACKETS.finditer(text))
+    return max(depths, default=0)
+
+
 def _is_enclosed(text: str) -> bool:
     """True when the first bracket closes at the very end, as in `(1, 2]`."""
     depth = 0
@@ -402,10 +422,11 @@ def _is_enclosed(text: str) -> bool:
 def _trimmed(text: str) -> str:
     """Without spacing, a sentence's punctuation, and braces around the whole."""
     text = re.sub(r"\\boxed\s*", "", text).strip()
-    while True:
-        bare = re.sub(r"(?<=.)(?:[.,;:!](?<!\w!)|\\newline)$", "", text, flags=re.DOTALL).strip()
+    for _ in range(MAX_DEPTH):
+        bare = text[:1] + text[1:].rstrip(".,;: ")
         if bare.startswith("{") and _is_enclosed(bare):
             bare = bare[1:-1].strip()
         if bare == text:
-            return text
+            break
         text = bare
+    return text

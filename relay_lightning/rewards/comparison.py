@@ -43,7 +43,8 @@ MIN_ROUNDED_DIGITS = 7
 MIN_DOUBLE_DIGITS = 15
 DOUBLE_TOLERANCE = Fraction(1, 10**12)
 """Relative, for decimals with the digits of a double: 0.30000000000000004 is 0.3."""
-MAX_ITEMS = 200
+MAX_WRITTEN_BITS = 10_000
+"""Longer numbers are compared with numbers only; Python does not write them out."""
 _SMALL_OPTIONS = frozenset("abcdfghj")
 """Bare small letters that may name an option; e and i are numbers, and others variables."""
 
@@ -113,7 +114,8 @@ class Comparison:
         if isinstance(reference, Choice) and isinstance(given, Expression):
             return _equal(given.text in _SMALL_OPTIONS and given.text.upper() == reference.letter)
         if isinstance(reference, Choice) and reference.rest and not isinstance(given, Choice):
-            return _any(self.compare(value, given) for value in read_values(reference.rest, is_reference=True))
+            texts = read_values(reference.rest, is_reference=True)
+            return _any(self.compare(value, given) for value in texts if not isinstance(value, Choice))
         return Equivalence.DIFFERENT
 
     def _expressions(self, reference: Number | Expression, given: Number | Expression) -> Equivalence:
@@ -123,6 +125,8 @@ class Comparison:
         for value in (reference, given):
             if isinstance(value, Number) and value.digits >= MIN_ROUNDED_DIGITS:
                 tolerance = max(tolerance, _last_digit(value))
+        if any(isinstance(value, Number) and _size(value) > MAX_WRITTEN_BITS for value in (reference, given)):
+            return Equivalence.UNDECIDED
         texts = [_as_text(value) for value in (reference, given)]
         if texts[0].replace(" ", "") == texts[1].replace(" ", ""):
             return Equivalence.EQUAL
@@ -158,8 +162,6 @@ class Comparison:
     def _items(self, reference: Value, given: Value) -> Equivalence:
         if isinstance(given, Items) and isinstance(reference, Items):
             first, second = _unlabelled(reference, given), _unlabelled(given, reference)
-            if max(len(first.items), len(second.items)) > MAX_ITEMS:
-                return Equivalence.UNDECIDED
             kinds = {first.kind, second.kind}
             if kinds == {"set", "tuple"}:
                 return Equivalence.DIFFERENT
@@ -258,6 +260,10 @@ def _numbers_equal(reference: Number, given: Number) -> bool:
         if rounded.digits >= MIN_ROUNDED_DIGITS and not exact.digits and exact.value.denominator > 1:
             return difference < _last_digit(rounded)
     return False
+
+
+def _size(number: Number) -> int:
+    return max(number.value.numerator.bit_length(), number.value.denominator.bit_length())
 
 
 def _last_digit(number: Number) -> Fraction:

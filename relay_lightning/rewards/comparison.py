@@ -130,7 +130,7 @@ class Comparison:
         texts = [_as_text(value) for value in (reference, given)]
         if texts[0].replace(" ", "") == texts[1].replace(" ", ""):
             return Equivalence.EQUAL
-        if any("\\infty" in text for text in texts):
+        if any("\\infty" in text for text in texts) or all(re.fullmatch("[a-zA-Z]", text) for text in texts):
             return Equivalence.DIFFERENT
         return self._check(texts[0], texts[1], tolerance)
 

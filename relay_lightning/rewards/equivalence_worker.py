@@ -1,4 +1,5 @@
-"""The process behind `equivalence.py`: reads a JSON list [reference, given, tolerance] per line, writes one word each.
+"""The process behind `equivalence.py`: reads a JSON list [reference, given, tolerance] per line, writes a word and
+the processor time it took for each.
 
 Formulas are compared by their values (`numerics.py`), and by math-verify where they hold more than values: integrals,
 sums, sets of solutions. The process runs under limits of memory and processor time.
@@ -12,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # it is run as a file
 
 from relay_lightning.rewards.formula import FormulaError, TooLargeError
 from relay_lightning.rewards.notation import without_marks
-from relay_lightning.rewards.numerics import formulas_equal
+from relay_lightning.rewards.numerics import formulas_equal, have_other_solutions
 
 OUT_OF_MEMORY = 3
 """Exit status of a process that reached its memory limit."""
@@ -36,11 +38,15 @@ def compare(reference: str, given: str, tolerance: Fraction) -> str:
 
 
 def _compare_values(reference: str, given: str, tolerance: Fraction) -> str:
-    """The word for formulas that have values, else "". Equations that differ may have the same solutions all the same."""
+    """The word for formulas that have values, else "".
+
+    Equations that are no multiples of each other may have the same solutions, which math-verify then compares.
+    """
     try:
         if formulas_equal(reference, given, tolerance):
             return "equal"
-        return "" if "=" in reference and "=" in given else "different"
+        has_equations = "=" in reference and "=" in given
+        return "" if has_equations and not have_other_solutions(reference, given) else "different"
     except TooLargeError:
         return "undecided"
     except FormulaError:
@@ -91,13 +97,14 @@ def main(max_processor_s: float, max_memory_bytes: int) -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         reference, given, tolerance = json.loads(line)
+        started = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, max_processor_s)
         try:
             word = compare(reference, given, Fraction(tolerance))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)  # what is left of the memory may not do for a clean end
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-        print(word, file=answers, flush=True)
+        print(word, time.process_time() - started, file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,27 @@ def _proportional(first: Node, second: Node, sign: str) -> bool:
         return is_constant and bool(is_positive) and abs(mpmath.im(ratios[0])) == 0
 
 
+def have_other_solutions(reference: str, given: str) -> bool:
+    """True when a solution of the equation `reference` is found that is none of `given`.
+
+    Raises FormulaError where a side is no equation that can be evaluated.
+    """
+    first, second = (_split_relation(text)[1] for text in (reference, given))
+    names = sorted(_names(first) | _names(second))
+    with mpmath.workdps(POINT_DIGITS[0]):
+        point = _points(names, first)[0]
+        for name in sorted(_names(first)):
+            for start in (1.7, -2.3):
+                try:
+                    root = mpmath.findroot(lambda value, n=name: _Evaluation(point | {n: value}, 0).value(first), start)
+                    evaluation = _Evaluation(point | {name: root}, 0)
+                    if abs(evaluation.value(second)) > evaluation.scale * mpmath.mpf(10) ** -10:
+                        return True
+                except (FormulaError, ValueError, ZeroDivisionError):
+                    continue
+    return False
+
+
 def _vanishes(
     difference: Node, point: dict[str, Any], precisions: tuple[int, int], tolerance: Fraction, log_base: int
 ) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -36,9 +38,14 @@ def start():
         worker.close()
 
 
+def verdict_of(worker, reference=ROOTS[0], given=ROOTS[1]):
+    outcome = worker.compare(reference, given)
+    return outcome.verdict, outcome.is_lasting
+
+
 def assert_ended(worker, content):
-    assert worker.compare("7", content) == (Equivalence.UNDECIDED, True)
-    assert worker.compare(*ROOTS) == (Equivalence.EQUAL, True)
+    assert verdict_of(worker, "7", content) == (Equivalence.UNDECIDED, True)
+    assert verdict_of(worker) == (Equivalence.EQUAL, True)
 
 
 def test_an_endless_computation_is_ended_and_the_next_answer_judged(start):
@@ -59,30 +66,49 @@ def test_everything_endless_is_ended_in_worker_threads_too(start, content):
 )  # fmt: skip
 def test_what_is_too_large_or_too_deep_is_not_equal(start, content):
     """`(1+i)^{10^7}` once took 3.4 GB."""
-    verdict, _ = start(processor_s=1.0).compare("7", content)
-    assert verdict is not Equivalence.EQUAL
+    assert start(processor_s=1.0).compare("7", content).verdict is not Equivalence.EQUAL
 
 
-def test_a_hungry_comparison_ends_at_the_memory_limit_and_the_next_answer_is_judged(start):
-    """sympy multiplies the power out into one integer of a billion bits."""
-    worker = start(processor_s=20.0, memory_bytes=400 << 20)
-    assert_ended(worker, r"\sum_{k=1}^{3} 3^{10^9+k}")
+def test_a_hungry_comparison_stays_below_the_memory_limit_and_the_next_answer_is_judged(start):
+    """sympy multiplies the power out in hundreds of megabytes; it may also catch the error itself and say different."""
+    limit = 120 << 20
+    worker = start(processor_s=20.0, memory_bytes=limit)
+    worker.prepare()
+    process_id = worker.process_id
+    assert worker.compare("7", r"\sum_{k=1}^{3} (1+i)^{10^6}").verdict is not Equivalence.EQUAL
+    if worker.process_id == process_id:
+        status = Path(f"/proc/{process_id}/status").read_text()
+        assert int(re.search(r"VmPeak:\s*(\d+) kB", status)[1]) << 10 <= limit
+    assert verdict_of(worker) == (Equivalence.EQUAL, True)
+
+
+def test_a_worker_out_of_memory_says_so_and_is_not_asked_again(tmp_path, start):
+    """The real loop under the real limit, around a comparison that allocates a gigabyte and counts its calls."""
+    calls = tmp_path / "calls"
+    hungry = tmp_path / "worker.py"
+    hungry.write_text(
+        f"import sys\nfrom relay_lightning.rewards import equivalence_worker as worker\n"
+        f"def compare(*_):\n    open({str(calls)!r}, 'a').write('.')\n    return str(len(bytearray(1 << 30)))\n"
+        f"worker.compare = compare\nworker.main(float(sys.argv[1]), int(sys.argv[2]))\n"
+    )
+    assert verdict_of(start(hungry, memory_bytes=300 << 20)) == (Equivalence.UNDECIDED, True)
+    assert calls.read_text() == "."
 
 
 def test_a_stopped_worker_is_ended_after_the_wall_limit(start):
     """A process that gets no processor time never reaches its processor limit; the run once waited for ever."""
     worker = start(wall_s=0.5)
-    assert worker.compare(*ROOTS) == (Equivalence.EQUAL, True)
+    assert verdict_of(worker) == (Equivalence.EQUAL, True)
     os.kill(worker.process_id, signal.SIGSTOP)
-    assert worker.compare(*ROOTS) == (Equivalence.UNDECIDED, False)
-    assert worker.compare(*ROOTS) == (Equivalence.EQUAL, True)
+    assert verdict_of(worker) == (Equivalence.UNDECIDED, False)
+    assert verdict_of(worker) == (Equivalence.EQUAL, True)
 
 
 def test_a_worker_killed_while_idle_is_started_again(start):
     worker = start()
-    assert worker.compare(*ROOTS) == (Equivalence.EQUAL, True)
+    assert verdict_of(worker) == (Equivalence.EQUAL, True)
     kill(worker)
-    assert worker.compare(r"\sqrt{8}", "3") == (Equivalence.DIFFERENT, True)
+    assert verdict_of(worker, r"\sqrt{8}", "3") == (Equivalence.DIFFERENT, True)
 
 
 def test_a_comparison_is_made_again_when_its_worker_is_killed_meanwhile(start):
@@ -93,7 +119,7 @@ def test_a_comparison_is_made_again_when_its_worker_is_killed_meanwhile(start):
     os.kill(first, signal.SIGSTOP)
     killer = threading.Timer(0.3, os.kill, (first, signal.SIGKILL))
     killer.start()
-    assert worker.compare(*ROOTS) == (Equivalence.EQUAL, True)
+    assert verdict_of(worker) == (Equivalence.EQUAL, True)
     killer.join()
     assert worker.process_id != first
 
@@ -102,19 +128,19 @@ def test_a_comparison_whose_workers_are_all_killed_is_undecided_and_not_kept(tmp
     """An out-of-memory killer takes the second worker too: the verdict is no property of the answers."""
     dying = tmp_path / "worker.py"
     dying.write_text("import os\nprint('ready', flush=True)\ninput()\nos.kill(os.getpid(), 9)\n")
-    assert start(dying).compare(*ROOTS) == (Equivalence.UNDECIDED, False)
+    assert verdict_of(start(dying)) == (Equivalence.UNDECIDED, False)
 
 
 def test_a_worker_killed_at_its_start_does_not_end_the_run(tmp_path, start):
     killed = tmp_path / "worker.py"
     killed.write_text("import os\nos.kill(os.getpid(), 9)\n")
-    assert start(killed).compare(*ROOTS) == (Equivalence.UNDECIDED, False)
+    assert verdict_of(start(killed)) == (Equivalence.UNDECIDED, False)
 
 
 def test_a_worker_that_hangs_at_its_start_does_not_hold_up_the_run(tmp_path, start):
     hanging = tmp_path / "worker.py"
     hanging.write_text("import time\ntime.sleep(600)\n")
-    assert start(hanging, start_s=0.3).compare(*ROOTS) == (Equivalence.UNDECIDED, False)
+    assert verdict_of(start(hanging, start_s=0.3)) == (Equivalence.UNDECIDED, False)
 
 
 def test_a_worker_that_cannot_start_says_so(tmp_path, start):

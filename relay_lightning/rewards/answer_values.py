@@ -110,9 +110,7 @@ class Unreadable:
     """Neither words nor formulas."""
 
 
-Value = (
-    Number | Expression | Text | Choice | Clock | Ratio | Items | Interval | Union | Equation | Matrix | Unreadable
-)
+Value = Number | Expression | Text | Choice | Clock | Ratio | Items | Interval | Union | Equation | Matrix | Unreadable
 
 MAX_DEPTH = 8
 """Brackets in brackets beyond this are left to the computer algebra system."""
@@ -256,11 +254,16 @@ def _read_relation(text: str, depth: int) -> Value | None:
 
 def _interval_of(sides: list[str], signs: list[str], depth: int) -> Value | None:
     """`1 < x \\le 2` and `x > 1` as intervals."""
-    if not all(sign in ("<", ">", "\\le", "\\ge") for sign in signs) or len({sign in ("<", "\\le") for sign in signs}) > 1:
+    if (
+        not all(sign in ("<", ">", "\\le", "\\ge") for sign in signs)
+        or len({sign in ("<", "\\le") for sign in signs}) > 1
+    ):
         return None
     if signs[0] in (">", "\\ge"):
         sides, signs = sides[::-1], signs[::-1]
-    names = [index for index, side in enumerate(sides) if _NAME.fullmatch(side) and side not in ("\\infty", "\\pi", "e")]
+    names = [
+        index for index, side in enumerate(sides) if _NAME.fullmatch(side) and side not in ("\\infty", "\\pi", "e")
+    ]
     if len(sides) > 3 or names not in ([0], [1]) or (len(sides) == 3) != (names == [1] and len(sides) == 3):
         return None
     low = sides[0] if names == [1] else "-\\infty"

@@ -90,14 +90,14 @@ class Comparison:
                 return self._choices(reference, given)
             case Number(), Number():
                 return _equal(_numbers_equal(reference, given) and _units_match(reference.unit, given.unit))
-            case (Number() | Expression()), (Number() | Expression()):
+            case ((Number() | Expression()), (Number() | Expression())):
                 return self._expressions(reference, given)
             case Text(), Text():
                 return _equal(_words(reference.words) == _words(given.words))
             case Clock(), Clock():
                 is_same_half = reference.half == given.half or not (reference.half and given.half)
                 return _equal(reference.parts == given.parts and is_same_half)
-            case (Ratio() | Clock() | Number() | Expression()), (Ratio() | Clock() | Number() | Expression()):
+            case ((Ratio() | Clock() | Number() | Expression()), (Ratio() | Clock() | Number() | Expression())):
                 return self._ratios(reference, given)
             case Matrix(), Matrix():
                 if [len(row) for row in reference.rows] != [len(row) for row in given.rows]:
@@ -275,9 +275,7 @@ def _last_digit(number: Number) -> Fraction:
 
 
 def _same_number(first: Value, second: Value) -> bool:
-    return first == second or (
-        isinstance(first, Number) and isinstance(second, Number) and first.value == second.value
-    )
+    return first == second or (isinstance(first, Number) and isinstance(second, Number) and first.value == second.value)
 
 
 def _units_match(reference: Unit | None, given: Unit | None) -> bool:
@@ -316,7 +314,12 @@ def _components(value: Value) -> list[Value]:
     for interval in sorted(intervals, key=lambda part: (_end(part.low), not part.is_left_closed)):
         last = joined[-1] if joined else None
         gap = None if last is None else (_end(interval.low) or 0) - (_end(last.high) or 0)
-        if last is None or gap is None or gap > 0 or (gap == 0 and not (last.is_right_closed or interval.is_left_closed)):
+        if (
+            last is None
+            or gap is None
+            or gap > 0
+            or (gap == 0 and not (last.is_right_closed or interval.is_left_closed))
+        ):
             joined.append(interval)
         elif (_end(interval.high), interval.is_right_closed) > (_end(last.high), last.is_right_closed):
             joined[-1] = replace(last, high=interval.high, is_right_closed=interval.is_right_closed)

@@ -7,6 +7,7 @@ sums, sets of solutions. The process runs under limits of memory and processor t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -54,8 +55,10 @@ def _compare_values(reference: str, given: str, tolerance: Fraction) -> str:
 
 
 def _ask_math_verify(reference: str, given: str) -> str:
-    from math_verify import parse, verify
+    processor_s, _ = signal.setitimer(signal.ITIMER_PROF, 0.0)
+    from math_verify import parse, verify  # on first use: it takes a second, which is not the comparison's
 
+    signal.setitimer(signal.ITIMER_PROF, processor_s)
     sides = [without_marks(side).replace("°", r"^\circ") for side in (reference, given)]
     parsed = [parse(rf"\boxed{{{side}}}", parsing_timeout=None, raise_on_error=True) for side in sides]
     # A list without a symbolic entry holds only the text itself: it was not understood.
@@ -89,8 +92,8 @@ def main(max_processor_s: float, max_memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)  # math-verify warns about the missing timeout at each call
     sys.set_int_max_str_digits(0)
-    import math_verify  # noqa: F401  # before "ready", so that a missing package shows at the start
-
+    if importlib.util.find_spec("math_verify") is None:
+        raise SystemExit("The package math-verify is not installed.")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not look like an answer
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]

@@ -62,7 +62,9 @@ def _equal(first: Node, second: Node, tolerance: Fraction, log_base: int) -> boo
         raise FormulaError("infinity has no digits.")
     if not names:
         return _vanishes(difference, {}, CONSTANT_DIGITS, tolerance, log_base)
-    return all(_vanishes(difference, point, POINT_DIGITS, Fraction(0), log_base) for point in _points(names, difference))
+    return all(
+        _vanishes(difference, point, POINT_DIGITS, Fraction(0), log_base) for point in _points(names, difference)
+    )
 
 
 def _proportional(first: Node, second: Node, sign: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from relay_lightning.rewards.notation import without_marks
+from relay_lightning.rewards.notation import without_marks, word_set
 
 _NAMES = """
 m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|inch in inche|ft foot feet
@@ -21,7 +21,7 @@ _LETTERS = frozenset(name for name in _CANONICAL if len(name) == 1)
 """Units of one letter; any other letter behind a number is a variable."""
 
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_NO_UNITS = frozenset("and or mod if for when where with is are not to times plus minus over than otherwise".split())
+_NO_UNITS = word_set("and or mod if for when where with is are not to times plus minus over than otherwise")
 
 MAX_UNIT_CHARACTERS = 80
 
@@ -29,7 +29,9 @@ _ATOM = r"(?:⟦[^⟧]*⟧|°|(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z]))\.?(?:\s*\^\s*
 _JOINED = rf"{_ATOM}(?:(?: ?(?:/|\\cdot|\*|-) ?| )?{_ATOM})*"
 _FRACTION = rf"\\frac\s*\{{\s*{_JOINED}\s*\}}\s*\{{\s*{_JOINED}\s*\}}"
 _TAIL = re.compile(rf"(?P<gap>\s*)(?P<unit>\(?(?:{_FRACTION}|{_JOINED})\)?)$")
-_CURRENCY = re.compile(r"([-+]?)\s*⟦(dollar|euro|pound|yen|usd|eur|gbp|rs)⟧\s*(?=[-+]?[\d.\\(])(.*)", re.DOTALL | re.IGNORECASE)
+_CURRENCY = re.compile(
+    r"([-+]?)\s*⟦(dollar|euro|pound|yen|usd|eur|gbp|rs)⟧\s*(?=[-+]?[\d.\\(])(.*)", re.DOTALL | re.IGNORECASE
+)
 _PART = re.compile(r"(/|⟦per⟧)?\s*(⟦[^⟧]*⟧|°|[a-zA-Z])(?:\s*\^\s*\{?\s*(-?\d+))?")
 
 

@@ -181,7 +181,9 @@ NASTY = ["(", "{", "\\{", "[[", "1,", "1 2", "\\frac", "\\sqrt{", "\\text{", "a_
          "A.", "!", "-", "\\\\", "\\sin", "x=", "1:", "and ", "\\cup", "²", "1e9", "**", "\\begin{", "%", ";", "<"]  # fmt: skip
 
 
-@given(st.lists(st.sampled_from(NASTY), min_size=1, max_size=30).map("".join), st.sampled_from(["5", "x^2", "1, 2", "a"]))
+@given(
+    st.lists(st.sampled_from(NASTY), min_size=1, max_size=30).map("".join), st.sampled_from(["5", "x^2", "1, 2", "a"])
+)
 def test_nonsense_gets_a_verdict(content, answer):
     """Whatever is written, both sides are read without an exception (expressions are not compared here)."""
     from relay_lightning.rewards.comparison import Equivalence, compare_answers

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeGuard
 
 from relay_lightning.rewards.formula import exact_value
 from relay_lightning.rewards.notation import plain_notation, without_marks
@@ -132,8 +133,8 @@ _OPTION = re.compile(r"\(?\s*⟦?([A-Za-z])⟧?\s*(?:\)|\.(?!\d)|:)\s*(.*)|⟦?(
 _DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[-/]\d{1,2}[-/]\d{4}")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s*m\.?)?(?:\s*[a-z ]+)?", re.I)
 _BASE = re.compile(r"\(?(\d[0-9A-F]*)\)?\s*_\s*\{?\s*\(?(\d{1,2}|⟦[a-z]+⟧)\)?\s*\}?")
-_BASES = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), range(2, 13), strict=True))
-_BASES |= {"sixteen": 16, "hex": 16}
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16, "hex": 16}
 _DECIMAL = re.compile(r"-?\s*(\d*)\.(\d*)")
 _PLAIN_NUMBER = re.compile(r"[-+]?(\d+)(?:\.(\d+))?", re.ASCII)
 _MATRIX = re.compile(r"\\begin\s*\{([pbBv]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
@@ -226,8 +227,10 @@ def _spread(value: Value) -> tuple[Value, ...]:
 def _both_signs(text: str, depth: int) -> Value | None:
     if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
         return None
-    signs = [{"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}]
-    texts = [re.sub(r"\\(pm|mp)(?![a-zA-Z])", lambda sign, s=chosen: s[sign[1]], text) for chosen in signs]
+    texts = []
+    for plus, minus in (("+", "-"), ("-", "+")):
+        signed = re.sub(r"\\pm(?![a-zA-Z])", plus, text)
+        texts.append(re.sub(r"\\mp(?![a-zA-Z])", minus, signed))
     return Items(tuple(_read(signed, depth + 1) for signed in texts), "list", is_conjunction=True)
 
 
@@ -278,7 +281,7 @@ def _interval_of(sides: list[str], signs: list[str], depth: int) -> Value | None
     )
 
 
-def _read_enclosed(text: str, depth: int) -> Value | None:
+def _read_enclosed(text: str, depth: int) -> Value | None:  # noqa: PLR0911
     if text == "\\emptyset":
         return Items((), "set")
     if re.fullmatch(r"\\mathbb\s*\{?R\}?|\\R", text):
@@ -301,11 +304,12 @@ def _read_enclosed(text: str, depth: int) -> Value | None:
 def _bracketed(value: Items, opening: str, closing: str) -> Value:
     is_pair = len(value.items) == 2 and not any(isinstance(item, Text | Choice) for item in value.items)
     if is_pair and (opening == "[" or closing == "]"):
-        return Interval(*value.items, is_left_closed=opening == "[", is_right_closed=closing == "]")
+        low, high = value.items
+        return Interval(low, high, is_left_closed=opening == "[", is_right_closed=closing == "]")
     return replace(value, kind="array" if opening == "[" else "tuple")
 
 
-def _is_list(value: Value) -> bool:
+def _is_list(value: Value) -> TypeGuard[Items]:
     return isinstance(value, Items) and value.kind == "list"
 
 

@@ -84,7 +84,7 @@ class Comparison:
             return self._sets(reference, given)
         return self._scalars(reference, given)
 
-    def _scalars(self, reference: Value, given: Value) -> Equivalence:
+    def _scalars(self, reference: Value, given: Value) -> Equivalence:  # noqa: PLR0911
         match reference, given:
             case (Choice(), _) | (_, Choice()):
                 return self._choices(reference, given)
@@ -159,7 +159,7 @@ class Comparison:
             return _equal(sides[0] == sides[1])
         return self._check(reference.text, given.text, Fraction(0))
 
-    def _items(self, reference: Value, given: Value) -> Equivalence:
+    def _items(self, reference: Value, given: Value) -> Equivalence:  # noqa: PLR0911
         if isinstance(given, Items) and isinstance(reference, Items):
             first, second = _unlabelled(reference, given), _unlabelled(given, reference)
             kinds = {first.kind, second.kind}
@@ -192,7 +192,7 @@ class Comparison:
         left = list(given)
         result = Equivalence.EQUAL
         for wanted in reference:
-            left.sort(key=lambda value, w=wanted: value != w)  # what is written alike first
+            left = [v for v in left if v == wanted] + [v for v in left if v != wanted]  # what is written alike first
             for index, found in enumerate(left):
                 verdict = self.compare(wanted, found)
                 if verdict is Equivalence.EQUAL:

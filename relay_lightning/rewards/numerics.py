@@ -185,7 +185,7 @@ class _Evaluation:
         except (ArithmeticError, ValueError, TypeError) as error:
             raise FormulaError(f"{node.name} has no value there.") from error
 
-    def _apply(self, name: str, values: list[Any]) -> Any:
+    def _apply(self, name: str, values: list[Any]) -> Any:  # noqa: PLR0911, PLR0912
         match name, values:
             case "+", _:
                 self.scale = max(self.scale, *map(abs, values))

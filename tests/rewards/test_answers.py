@@ -177,13 +177,11 @@ def test_an_answer_of_any_length_is_judged_at_once(content):
     assert judge_answer(f"\\boxed{{{content}}}", "5") is AnswerStatus.UNPARSABLE
 
 
-NASTY = ["(", "{", "\\{", "[[", "1,", "1 2", "\\frac", "\\sqrt{", "\\text{", "a_", "5°", " m", "/m", "⟦a⟧", "|x", "\\pm1",
-         "A.", "!", "-", "\\\\", "\\sin", "x=", "1:", "and ", "\\cup", "²", "1e9", "**", "\\begin{", "%", ";", "<"]  # fmt: skip
+NASTY = ["(", "{", "\\{", "[[", "1,", "1 2", "\\frac", "\\sqrt{", "\\text{", "a_", "5°", " m", "/m", "⟦a⟧", "|x"]
+NASTY += ["\\pm1", "A.", "!", "-", "\\\\", "\\sin", "x=", "1:", "and ", "\\cup", "²", "1e9", "**", "\\begin{", "%", "<"]
 
 
-@given(
-    st.lists(st.sampled_from(NASTY), min_size=1, max_size=30).map("".join), st.sampled_from(["5", "x^2", "1, 2", "a"])
-)
+@given(st.lists(st.sampled_from(NASTY), max_size=30).map("".join), st.sampled_from(["5", "x^2", "1, 2", "a"]))
 def test_nonsense_gets_a_verdict(content, answer):
     """Whatever is written, both sides are read without an exception (expressions are not compared here)."""
     from relay_lightning.rewards.comparison import Equivalence, compare_answers

@@ -1,4 +1,4 @@
-"""Worker processes: their limits, and what becomes of a comparison whose worker was stopped, killed or never started."""
+"""Worker processes: their limits, and comparisons whose worker was stopped, killed or never started."""
 
 from __future__ import annotations
 

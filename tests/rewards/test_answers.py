@@ -264,8 +264,9 @@ def benchmark_golds():
         pytest.skip("RELAY_BENCHMARK_DATA names no folder of JSONL files with question and answer")
     golds = defaultdict(list)
     for path in sorted(Path(folder).glob("*.jsonl")):
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            golds[row.get("task", path.stem)].append(row["answer"])
+        with path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                golds[row.get("task", path.stem)].append(row["answer"])
     return golds
 
 

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeGuard
 
 from relay_lightning.rewards.formula import exact_value
 from relay_lightning.rewards.notation import plain_notation, without_marks
@@ -109,12 +111,15 @@ class Unreadable:
     """Neither words nor formulas."""
 
 
-Value = (
-    Number | Expression | Text | Choice | Clock | Ratio | Items | Interval | Union | Equation | Matrix | Unreadable
-)
+Value = Number | Expression | Text | Choice | Clock | Ratio | Items | Interval | Union | Equation | Matrix | Unreadable
 
 MAX_DEPTH = 8
 """Brackets in brackets beyond this are left to the computer algebra system."""
+
+MAX_BRACKETS = 40
+"""Answers with more brackets in brackets are not read at all."""
+MAX_ITEMS = 200
+"""Longer lists are not read."""
 
 _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:,\d{3})+)(?![\d]|,\d)")
 _OPENING, _CLOSING = ("(", "{", "[", "\\{", "\\langle", "\\lfloor", "\\lceil"), (")", "}", "]", "\\}", "\\rangle")
@@ -128,9 +133,10 @@ _OPTION = re.compile(r"\(?\s*⟦?([A-Za-z])⟧?\s*(?:\)|\.(?!\d)|:)\s*(.*)|⟦?(
 _DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[-/]\d{1,2}[-/]\d{4}")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s*m\.?)?(?:\s*[a-z ]+)?", re.I)
 _BASE = re.compile(r"\(?(\d[0-9A-F]*)\)?\s*_\s*\{?\s*\(?(\d{1,2}|⟦[a-z]+⟧)\)?\s*\}?")
-_BASES = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), range(2, 13), strict=True))
-_BASES |= {"sixteen": 16, "hex": 16}
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16, "hex": 16}
 _DECIMAL = re.compile(r"-?\s*(\d*)\.(\d*)")
+_PLAIN_NUMBER = re.compile(r"[-+]?(\d+)(?:\.(\d+))?", re.ASCII)
 _MATRIX = re.compile(r"\\begin\s*\{([pbBv]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv|in)(?![a-zA-Z])|[<>=]")
 _NAME = re.compile(
@@ -143,7 +149,10 @@ def read_values(answer: str, *, is_reference: bool) -> list[Value]:
 
     A reference is taken by its word: `(1,450)` is a point there, and the m of `6 m` a variable.
     """
-    plain = _trimmed(plain_notation(answer))
+    plain = plain_notation(answer)
+    if _depth(plain) > MAX_BRACKETS:
+        return [Unreadable()]
+    plain = _trimmed(plain)
     prefix = _PREFIX.match(plain)
     if prefix and prefix.end() < len(plain):
         plain = _trimmed(plain[prefix.end() :])
@@ -182,8 +191,10 @@ def _number_or_list(plain: str, is_reference: bool) -> list[Value]:
 
 
 def _read(text: str, depth: int) -> Value:
-    """The value of a trimmed text whose commas separate values."""
+    """The value of a text whose commas separate values."""
     text = _trimmed(text)
+    if number := _PLAIN_NUMBER.fullmatch(text):
+        return Number(Fraction(text), len((number[1] + number[2]).lstrip("0")) if number[2] else 0)
     if not re.search(r"[^\W_]", text) and text not in ("\\{\\}", "()", "[]"):
         return Unreadable()
     if depth > MAX_DEPTH:
@@ -199,6 +210,8 @@ def _read_list(text: str, depth: int) -> Value | None:
     parts = split_top(text, rf"{_AND}|[,;]")
     if len(parts) < 2:
         return None if "\\pm" not in text or _is_enclosed(text) else _both_signs(text, depth)
+    if len(parts) > MAX_ITEMS:
+        return Unreadable()
     is_conjunction = len(split_top(text, _AND)) > 1
     items = tuple(item for part in parts for item in _spread(_read(part, depth + 1)))
     if all(isinstance(item, Interval) for item in items):
@@ -214,8 +227,10 @@ def _spread(value: Value) -> tuple[Value, ...]:
 def _both_signs(text: str, depth: int) -> Value | None:
     if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
         return None
-    signs = [{"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}]
-    texts = [re.sub(r"\\(pm|mp)(?![a-zA-Z])", lambda sign, s=chosen: s[sign[1]], text) for chosen in signs]
+    texts = []
+    for plus, minus in (("+", "-"), ("-", "+")):
+        signed = re.sub(r"\\pm(?![a-zA-Z])", plus, text)
+        texts.append(re.sub(r"\\mp(?![a-zA-Z])", minus, signed))
     return Items(tuple(_read(signed, depth + 1) for signed in texts), "list", is_conjunction=True)
 
 
@@ -242,11 +257,16 @@ def _read_relation(text: str, depth: int) -> Value | None:
 
 def _interval_of(sides: list[str], signs: list[str], depth: int) -> Value | None:
     """`1 < x \\le 2` and `x > 1` as intervals."""
-    if not all(sign in ("<", ">", "\\le", "\\ge") for sign in signs) or len({sign in ("<", "\\le") for sign in signs}) > 1:
+    if (
+        not all(sign in ("<", ">", "\\le", "\\ge") for sign in signs)
+        or len({sign in ("<", "\\le") for sign in signs}) > 1
+    ):
         return None
     if signs[0] in (">", "\\ge"):
         sides, signs = sides[::-1], signs[::-1]
-    names = [index for index, side in enumerate(sides) if _NAME.fullmatch(side) and side not in ("\\infty", "\\pi", "e")]
+    names = [
+        index for index, side in enumerate(sides) if _NAME.fullmatch(side) and side not in ("\\infty", "\\pi", "e")
+    ]
     if len(sides) > 3 or names not in ([0], [1]) or (len(sides) == 3) != (names == [1] and len(sides) == 3):
         return None
     low = sides[0] if names == [1] else "-\\infty"
@@ -261,7 +281,7 @@ def _interval_of(sides: list[str], signs: list[str], depth: int) -> Value | None
     )
 
 
-def _read_enclosed(text: str, depth: int) -> Value | None:
+def _read_enclosed(text: str, depth: int) -> Value | None:  # noqa: PLR0911
     if text == "\\emptyset":
         return Items((), "set")
     if re.fullmatch(r"\\mathbb\s*\{?R\}?|\\R", text):
@@ -284,11 +304,12 @@ def _read_enclosed(text: str, depth: int) -> Value | None:
 def _bracketed(value: Items, opening: str, closing: str) -> Value:
     is_pair = len(value.items) == 2 and not any(isinstance(item, Text | Choice) for item in value.items)
     if is_pair and (opening == "[" or closing == "]"):
-        return Interval(*value.items, is_left_closed=opening == "[", is_right_closed=closing == "]")
+        low, high = value.items
+        return Interval(low, high, is_left_closed=opening == "[", is_right_closed=closing == "]")
     return replace(value, kind="array" if opening == "[" else "tuple")
 
 
-def _is_list(value: Value) -> bool:
+def _is_list(value: Value) -> TypeGuard[Items]:
     return isinstance(value, Items) and value.kind == "list"
 
 
@@ -387,6 +408,12 @@ def _separators(text: str) -> Iterator[str]:
             depth += 1 if match[0] in _OPENING or match[0] == "\\begin" else -1
 
 
+def _depth(text: str) -> int:
+    """How deeply brackets stand in brackets."""
+    depths = itertools.accumulate(1 if match[0] in _OPENING else -1 for match in _BRACKETS.finditer(text))
+    return max(depths, default=0)
+
+
 def _is_enclosed(text: str) -> bool:
     """True when the first bracket closes at the very end, as in `(1, 2]`."""
     depth = 0
@@ -402,10 +429,11 @@ def _is_enclosed(text: str) -> bool:
 def _trimmed(text: str) -> str:
     """Without spacing, a sentence's punctuation, and braces around the whole."""
     text = re.sub(r"\\boxed\s*", "", text).strip()
-    while True:
-        bare = re.sub(r"(?<=.)(?:[.,;:!](?<!\w!)|\\newline)$", "", text, flags=re.DOTALL).strip()
+    for _ in range(MAX_DEPTH):
+        bare = text[:1] + text[1:].rstrip(".,;: ")
         if bare.startswith("{") and _is_enclosed(bare):
             bare = bare[1:-1].strip()
         if bare == text:
-            return text
+            break
         text = bare
+    return text

@@ -41,7 +41,7 @@ def extract_boxed(text: str) -> str | None:
     opened: list[tuple[int, bool]] = []  # where the content starts, and whether `\boxed` opened it
     for match in _BRACES.finditer(text):
         brace = match.group()
-        if brace == "{" or brace.endswith("{") and "boxed" in brace:
+        if brace == "{" or (brace.endswith("{") and "boxed" in brace):
             opened.append((match.end(), brace != "{"))
         elif brace == "}" and opened:
             start, is_box = opened.pop()
@@ -50,7 +50,9 @@ def extract_boxed(text: str) -> str | None:
     return None if last is None else text[last[0] : last[1]].strip()
 
 
-def judge_answer(text: str, answer: str, budget: ComparisonBudget | None = None) -> AnswerStatus:
+def judge_answer(  # noqa: PLR0911
+    text: str, answer: str, budget: ComparisonBudget | None = None
+) -> AnswerStatus:
     """Compares the last boxed answer of `text` with the reference `answer`, itself boxed or bare.
 
     Numbers, words and what is made of them are decided here; formulas in worker processes (section "Answers" of
@@ -88,7 +90,7 @@ def judge_answers(
     budget = ComparisonBudget(budget_s)
     with ThreadPoolExecutor(NUM_WORKERS) as threads:
         pairs = zip(texts, answers, strict=True)
-        statuses = list(threads.map(lambda pair: judge_answer(*pair, budget), pairs))
+        statuses = list(threads.map(lambda pair: judge_answer(pair[0], pair[1], budget), pairs))
     if budget.num_refused:
         _log.warning(
             "%d of %d answers were not compared: slow comparisons had used up the %g s of the batch. They count as "

@@ -56,9 +56,10 @@ class WorkerLimits:
 
 
 class ComparisonBudget:
-    """Wall time that the slow comparisons of a batch may take together.
+    """Processor time that the slow comparisons of a batch may take together.
 
-    A comparison counts with what it takes beyond `USUAL_S`, so that a batch of any number of usual answers passes.
+    A comparison counts with what it takes beyond `USUAL_S`, so that a batch of any number of usual answers passes. One
+    that ends at the wall limit counts with that.
     """
 
     USUAL_S = 0.25
@@ -80,6 +81,17 @@ class ComparisonBudget:
             self._left_s -= max(0.0, seconds - self.USUAL_S)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one comparison in a worker."""
+
+    verdict: Equivalence
+    used_s: float
+    """Processor time, or the limit that was reached."""
+    is_lasting: bool
+    """True when it would come out the same another time."""
+
+
 class Worker:
     """One process, started when it is first needed and again after it ended. Safe to call from any thread."""
 
@@ -96,8 +108,8 @@ class Worker:
         """The process, or None while there is none."""
         return None if self._process is None else self._process.pid
 
-    def compare(self, reference: str, given: str, tolerance: Fraction = Fraction(0)) -> tuple[Equivalence, bool]:
-        """The verdict, and True when it is one of the answers: it would come out the same another time.
+    def compare(self, reference: str, given: str, tolerance: Fraction = Fraction(0)) -> Outcome:
+        """Compares two formulas up to an absolute tolerance.
 
         A worker that something else ended is started again and asked once more. Raises RuntimeError when the worker
         reports that it cannot start.
@@ -108,19 +120,20 @@ class Worker:
                 try:
                     if not self._start():
                         continue
-                    word = self._ask(line, self._limits.wall_s)
-                    if word:
-                        return Equivalence(word), True
-                    is_limit, is_lasting = self._end()
+                    answer = self._ask(line, self._limits.wall_s)
+                    if answer:
+                        word, used_s = answer.split()
+                        return Outcome(Equivalence(word), float(used_s), is_lasting=True)
+                    outcome = self._end()
                 except BaseException:  # an interrupt: the answer still to come must not answer the next question
                     self._stop()
                     raise
-                if is_limit:
-                    return Equivalence.UNDECIDED, is_lasting
-            return Equivalence.UNDECIDED, False
+                if outcome is not None:
+                    return outcome
+            return Outcome(Equivalence.UNDECIDED, 0.0, is_lasting=False)
 
     def prepare(self) -> None:
-        """Starts the process unless it runs, which is no part of a comparison's time."""
+        """Starts the process unless it runs."""
         with self._lock:
             self._start()
 
@@ -175,12 +188,13 @@ class Worker:
         except subprocess.TimeoutExpired:
             return None
 
-    def _end(self) -> tuple[bool, bool]:
-        """Ends the process; True for a limit that it reached, and True for one that it would reach again."""
+    def _end(self) -> Outcome | None:
+        """Ends a process that did not answer. The outcome if it was at a limit, None if something else ended it."""
         status = self._status()
         self._stop()
-        is_lasting = status in (-signal.SIGPROF, OUT_OF_MEMORY)
-        return is_lasting or status is None, is_lasting
+        if status in (-signal.SIGPROF, OUT_OF_MEMORY):
+            return Outcome(Equivalence.UNDECIDED, self._limits.processor_s, is_lasting=True)
+        return Outcome(Equivalence.UNDECIDED, self._limits.wall_s, is_lasting=False) if status is None else None
 
     def _stop(self) -> None:
         if self._process is not None and self._owner == os.getpid():
@@ -221,19 +235,17 @@ class WorkerPool:
         try:
             if budget is not None and not budget.admits():
                 return Equivalence.UNDECIDED
-            worker.prepare()
-            started = time.monotonic()
-            verdict, is_lasting = worker.compare(reference, given, tolerance)
+            outcome = worker.compare(reference, given, tolerance)
             if budget is not None:
-                budget.spend(time.monotonic() - started)
+                budget.spend(outcome.used_s)
         finally:
             self._idle.put(worker)
-        if is_lasting:
+        if outcome.is_lasting:
             with self._lock:
-                self._cache[key] = verdict
+                self._cache[key] = outcome.verdict
                 if len(self._cache) > CACHE_SIZE:
                     self._cache.popitem(last=False)
-        return verdict
+        return outcome.verdict
 
     def close(self) -> None:
         """Ends the processes; they start again when they are needed."""

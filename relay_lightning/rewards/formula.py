@@ -7,15 +7,15 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from relay_lightning.rewards.notation import word_set
+
 MAX_BITS = 1 << 16
 """Numerators and denominators of more bits are not computed exactly."""
 MAX_FACTORIAL = 3000
 MAX_DEPTH = 60
 """Brackets in brackets."""
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot exp log ln lg abs floor ceil".split()
-)
+FUNCTIONS = word_set("sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot exp log ln lg abs floor ceil")
 
 _SYMBOL = (
     r"(?:\\(?:d?dot|bar|vec|hat|tilde|overline|overrightarrow|widehat|mathbb|mathcal|mathbf)\s*\{[^{}]*\}"
@@ -29,8 +29,8 @@ _DERIVATIVE = (
     rf"\s*\{{\s*(?:d|\\partial)\s*[a-zA-Z\\]{_PART}\}}"
 )
 _APPLIED = r"(?:[fghuvwxyzFGHIPT]|\\(?:delta|theta|phi|psi))'*\s*\(\s*(?:[a-zA-Z]|0)\s*\)"
-_OPERATORS = frozenset("frac binom sqrt cdot times lfloor rfloor lceil rceil int sum prod lim pm mp".split()) | FUNCTIONS
-_UNREADABLE = frozenset("int iint oint sum prod lim pm mp ldots cup cap to mod pmod bmod max min gcd lcm det in".split())
+_OPERATORS = word_set("frac binom sqrt cdot times lfloor rfloor lceil rceil int sum prod lim pm mp") | FUNCTIONS
+_UNREADABLE = word_set("int iint oint sum prod lim pm mp ldots cup cap to mod pmod bmod max min gcd lcm det in")
 _TOKEN = re.compile(
     rf"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+(?![a-zA-Z.]))?|\.\d+(?:[eE][+-]?\d+(?![a-zA-Z.]))?)"
     rf"|(?P<unit>{_DERIVATIVE}|{_APPLIED})"
@@ -151,7 +151,7 @@ class _Parser:
     def _power(self) -> Node:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise FormulaError("too many brackets.")
+            raise TooLargeError("too many brackets.")
         node = self._factorial()
         if self.token == "^":
             self._take()
@@ -173,7 +173,7 @@ class _Parser:
             node = Node("*", (node, Node("constant", value="pi"), Node("number", value=Fraction(1, 180))))
         return node
 
-    def _atom(self) -> Node:
+    def _atom(self) -> Node:  # noqa: PLR0911
         kind, token = self._tokens[self._next]
         self._take()
         if kind == "number":
@@ -254,7 +254,7 @@ def _number(token: str) -> Fraction:
     return Fraction(mantissa.rstrip(".")) * Fraction(10) ** int(exponent or 0)
 
 
-def _exact(node: Node) -> Fraction:
+def _exact(node: Node) -> Fraction:  # noqa: PLR0912
     """The rational value. Raises FormulaError where there is none."""
     if node.name == "number":
         assert isinstance(node.value, Fraction)

@@ -11,18 +11,23 @@ import re
 import unicodedata
 from fractions import Fraction
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot exp log ln lg sqrt max min gcd lcm det".split()
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(words.split())
+
+
+FUNCTIONS = word_set(
+    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot exp log ln lg sqrt max min gcd lcm det"
 )
 
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega"
-    " Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split()
+_GREEK = word_set(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
 )
-
-_SHORT_WORDS = frozenset("am an as at be by do go he hi if in is it me my no of oh ok on or ox pm so to up us we".split())
-_SHORT_UNITS = frozenset("mm cm km kg mg ml kl hr ft yd lb oz mi sq hz kw kj mj cc in".split())
-_ABBREVIATIONS = frozenset("mph kph hrs lbs yrs cms kms kgs mls gms sqft kwh min cts nth".split())
+_SHORT_WORDS = word_set("am an as at be by do go he hi if in is it me my no of oh ok on or ox pm so to up us we")
+_SHORT_UNITS = word_set("mm cm km kg mg ml kl hr ft yd lb oz mi sq hz kw kj mj cc in")
+_ABBREVIATIONS = word_set("mph kph hrs lbs yrs cms kms kgs mls gms sqft kwh min cts nth")
 """Words without a vowel; any other run of consonants is a product of variables, such as GMm."""
 
 _PRODUCTS = ("abcd", "mnk", "pqrst", "uvw", "xyz")
@@ -116,8 +121,8 @@ def plain_notation(text: str) -> str:
     text = "".join(_vulgar_fraction(character) for character in text).translate(_CHARACTERS)
     text = re.sub(r"([√∛∜])\s*(\d+|[a-z](?![a-z])|\\pi|(?=[({]))", _root, text)
     for mark, table in _SCRIPTS.items():
-        characters = "".join(map(chr, table))
-        text = re.sub(f"[{characters}]+", lambda run, m=mark, t=table: f"{m}{{{run[0].translate(t)}}}", text)
+        runs = re.compile(f"([{''.join(map(chr, table))}]+)")
+        text = runs.sub(rf"{mark}{{\1}}", text).translate(table)
     text = text.replace("\\\\", "\ue002")  # a new row, whatever follows
     text = text.replace("\\{", "\ue000").replace("\\}", "\ue001")  # set braces are no groups
     text = re.sub(r"\\lbrace(?![a-zA-Z])", "\ue000", re.sub(r"\\rbrace(?![a-zA-Z])", "\ue001", text))

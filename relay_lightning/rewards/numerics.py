@@ -62,7 +62,9 @@ def _equal(first: Node, second: Node, tolerance: Fraction, log_base: int) -> boo
         raise FormulaError("infinity has no digits.")
     if not names:
         return _vanishes(difference, {}, CONSTANT_DIGITS, tolerance, log_base)
-    return all(_vanishes(difference, point, POINT_DIGITS, Fraction(0), log_base) for point in _points(names, difference))
+    return all(
+        _vanishes(difference, point, POINT_DIGITS, Fraction(0), log_base) for point in _points(names, difference)
+    )
 
 
 def _proportional(first: Node, second: Node, sign: str) -> bool:
@@ -78,6 +80,27 @@ def _proportional(first: Node, second: Node, sign: str) -> bool:
         is_constant = all(abs(ratio - ratios[0]) <= abs(ratios[0]) * mpmath.mpf(10) ** -40 for ratio in ratios)
         is_positive = sign in ("=", "\\ne", "\\equiv") or mpmath.re(ratios[0]) > 0
         return is_constant and bool(is_positive) and abs(mpmath.im(ratios[0])) == 0
+
+
+def have_other_solutions(reference: str, given: str) -> bool:
+    """True when a solution of the equation `reference` is found that is none of `given`.
+
+    Raises FormulaError where a side is no equation that can be evaluated.
+    """
+    first, second = (_split_relation(text)[1] for text in (reference, given))
+    names = sorted(_names(first) | _names(second))
+    with mpmath.workdps(POINT_DIGITS[0]):
+        point = _points(names, first)[0]
+        for name in sorted(_names(first)):
+            for start in (1.7, -2.3):
+                try:
+                    root = mpmath.findroot(lambda value, n=name: _Evaluation(point | {n: value}, 0).value(first), start)
+                    evaluation = _Evaluation(point | {name: root}, 0)
+                    if abs(evaluation.value(second)) > evaluation.scale * mpmath.mpf(10) ** -10:
+                        return True
+                except (FormulaError, ValueError, ZeroDivisionError):
+                    continue
+    return False
 
 
 def _vanishes(
@@ -162,7 +185,7 @@ class _Evaluation:
         except (ArithmeticError, ValueError, TypeError) as error:
             raise FormulaError(f"{node.name} has no value there.") from error
 
-    def _apply(self, name: str, values: list[Any]) -> Any:
+    def _apply(self, name: str, values: list[Any]) -> Any:  # noqa: PLR0911, PLR0912
         match name, values:
             case "+", _:
                 self.scale = max(self.scale, *map(abs, values))

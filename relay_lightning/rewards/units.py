@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from relay_lightning.rewards.notation import without_marks
+from relay_lightning.rewards.notation import without_marks, word_set
 
 _NAMES = """
 m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|inch in inche|ft foot feet
@@ -21,13 +21,17 @@ _LETTERS = frozenset(name for name in _CANONICAL if len(name) == 1)
 """Units of one letter; any other letter behind a number is a variable."""
 
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_NO_UNITS = frozenset("and or mod if for when where with is are not to times plus minus over than otherwise".split())
+_NO_UNITS = word_set("and or mod if for when where with is are not to times plus minus over than otherwise")
+
+MAX_UNIT_CHARACTERS = 80
 
 _ATOM = r"(?:⟦[^⟧]*⟧|°|(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z]))\.?(?:\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d))?"
-_JOINED = rf"{_ATOM}(?: ?(?:/|\\cdot|\*|-)? ?{_ATOM})*"
+_JOINED = rf"{_ATOM}(?:(?: ?(?:/|\\cdot|\*|-) ?| )?{_ATOM})*"
 _FRACTION = rf"\\frac\s*\{{\s*{_JOINED}\s*\}}\s*\{{\s*{_JOINED}\s*\}}"
 _TAIL = re.compile(rf"(?P<gap>\s*)(?P<unit>\(?(?:{_FRACTION}|{_JOINED})\)?)$")
-_CURRENCY = re.compile(r"([-+]?)\s*⟦(dollar|euro|pound|yen|usd|eur|gbp|rs)⟧\s*(?=[-+]?[\d.\\(])(.*)", re.DOTALL | re.IGNORECASE)
+_CURRENCY = re.compile(
+    r"([-+]?)\s*⟦(dollar|euro|pound|yen|usd|eur|gbp|rs)⟧\s*(?=[-+]?[\d.\\(])(.*)", re.DOTALL | re.IGNORECASE
+)
 _PART = re.compile(r"(/|⟦per⟧)?\s*(⟦[^⟧]*⟧|°|[a-zA-Z])(?:\s*\^\s*\{?\s*(-?\d+))?")
 
 
@@ -57,6 +61,8 @@ def split_unit(text: str) -> tuple[str, str]:
     if re.search(r"\\(?:a?r?c?(?:sin|cos|tan)|cot|sec|csc)[^a-zA-Z].*°$", text):
         return text, ""  # the angle of a function
     for start in _starts(text):
+        if len(text) - start > MAX_UNIT_CHARACTERS:
+            continue
         match = _TAIL.match(text, start)
         if match and _is_unit(match["unit"], has_gap=bool(match["gap"]) or "⟦" in match["unit"]):
             return text[:start].strip(), match["unit"]

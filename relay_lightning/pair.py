@@ -93,7 +93,7 @@ def build_decoder(
             require_decodable(model)
     student_engine = local_engine(student, tokenizer)
     protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)
-    announce(f"The student {_ends(student_engine, tokenizer)}")
+    announce(f"The {'model' if teacher is None else 'student'} {_ends(student_engine, tokenizer)}")
     teacher_engine = bridge = None
     if teacher is not None:
         # A teacher of the same vocabulary reads the student's prompt, and may end as the student's template does.

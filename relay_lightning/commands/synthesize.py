@@ -92,6 +92,7 @@ def synthesize(
             )
             path = reserved.enter_context(new_file(Path(cache_dir) / f"{identity}.jsonl"))
         decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
+        decoder.protocol.spell(1)  # raises before anything is decoded
         with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
             samples = draw_self_samples(
                 decoder,

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from relay_lightning.data.template_parts import TemplateParts, template_parts
 from relay_lightning.models.continuation import continuations
+from relay_lightning.terminal import quote
 from relay_lightning.types import Prompt
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -43,7 +44,9 @@ def make_prompt(
     if [token for token in token_ids if token in control] != own:
         token_ids = _encode_around(tokenizer, parts, _message(question), [*control.values()])
         if [token for token in token_ids if token in control] != own:
-            raise ValueError(f"question {prompt_id} holds a control token that cannot be encoded as text: {question!r}")
+            raise ValueError(
+                f"question {prompt_id} holds a control token that cannot be encoded as text: {quote(question)}"
+            )
     return Prompt(prompt_id, tuple(token_ids), text, question, answer)
 
 
@@ -92,7 +95,7 @@ def _message(question: str) -> str:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ import logging
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from relay_lightning.terminal import escape_record, quote
+from relay_lightning.terminal import escape_record, one_line, quote
 
 logger = logging.getLogger(__name__)
 logger.addFilter(escape_record)
@@ -31,7 +31,7 @@ class Remarks:
 
 def announce(message: str) -> None:
     """Shows the message as information, from one process of a run."""
-    rank_zero_info(message)
+    rank_zero_info(one_line(message))
 
 
 @rank_zero_only

@@ -117,6 +117,11 @@ class WarmupModule(RelayModule):
         self.cache_dir = Path(cache_dir)
         self._vocabulary: Vocabulary | None = None
 
+    def setup(self, stage: str) -> None:
+        """Raises as `RelayModule.setup` does, and ValueError for a student that cannot spell a command."""
+        super().setup(stage)
+        self.encode_command(1)
+
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of the completion's tokens, commands included; the prompt is masked."""
         self.start_update(batch.loss_mask)

@@ -146,7 +146,7 @@ def test_a_template_that_drops_or_rewrites_the_question_is_refused_in_one_senten
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x * 10 %}{% endfor %}{{ ns.x }}",
         "{% set n = messages | length %}{{ ((n + 9) ** (n * 10 ** 9)) % 7 }}",
         "{{ messages[0].content * 10 ** 9 }}",

@@ -82,7 +82,7 @@ def begun_on(path: Path) -> date:
 def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], int]:
     """Header (None without a whole line), rows, and the position in bytes where the last of them ends."""
     found = list(read_rows(path, hint=f"; {REMEDY}"))
-    if found and found[0][1].keys() != {"settings", "day"}:
+    if found and not {"settings"} <= found[0][1].keys() <= {"settings", "day"}:
         raise ValueError(f"{path} was not written by filter; {REMEDY}.")
     return (found[0][1], [row for _, row in found[1:]], found[-1][0]) if found else (None, [], 0)
 

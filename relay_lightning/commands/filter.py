@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from relay_lightning.commands.pass_rates import (
     keep_rows,
     output_text,
     read_rates,
+    require_own_files,
     require_own_output,
 )
 from relay_lightning.data.chat_template import make_prompt
@@ -106,21 +107,23 @@ def filter_(
             f"but they are {num_samples}, {problems_per_batch} and {threshold}."
         )
     rates_path = Path(f"{output}.pass_rates")
-    day = begun_on(rates_path)
-    problems = load_problems(data, num_problems=num_problems, seed=seed)
-    problems = with_short_prompts(problems, data, teacher, teacher_loading, day)
-    settings = FilterSettings(
-        data,
-        len(problems),
-        digest(problems),
-        teacher,
-        teacher_loading,
-        num_samples,
-        temperature,
-        max_completion_tokens,
-        seed,
-    )
-    rates = measure_rates(Path(output), problems, settings, day, num_slots, problems_per_batch)
+    with locked_file(rates_path) as file:
+        require_own_files(Path(output), rates_path)
+        day = begun_on(rates_path)
+        problems = load_problems(data, num_problems=num_problems, seed=seed)
+        problems = with_short_prompts(problems, data, teacher, teacher_loading, day)
+        settings = FilterSettings(
+            data,
+            len(problems),
+            digest(problems),
+            teacher,
+            teacher_loading,
+            num_samples,
+            temperature,
+            max_completion_tokens,
+            seed,
+        )
+        rates = measure_rates(file, Path(output), problems, settings, day, num_slots, problems_per_batch)
     kept = keep_rows(rates, threshold)
     require_own_output(Path(output), rates)
     write_atomically(Path(output), output_text(kept))
@@ -130,6 +133,7 @@ def filter_(
 
 
 def measure_rates(
+    file: IO[bytes],
     output: Path,
     problems: Sequence[Problem],
     settings: FilterSettings,
@@ -137,20 +141,18 @@ def measure_rates(
     num_slots: int,
     problems_per_batch: int,
 ) -> list[dict[str, Any]]:
-    """The row of every problem; those that are in OUTPUT.pass_rates already are not measured again.
+    """The row of every problem; those that are in the `file` OUTPUT.pass_rates already are not measured again.
 
-    Raises BlockingIOError while another command measures for this output, and as `read_rates` and `require_own_output`
-    do, before the teacher is loaded.
+    Raises as `read_rates` and `require_own_output` do, before the teacher is loaded.
     """
-    path, plain_settings = Path(f"{output}.pass_rates"), asdict(settings)
-    with locked_file(path) as file:
-        rates = read_rates(path, plain_settings, problems)
-        require_own_output(output, rates)
-        if rest := problems[len(rates) :]:
-            judge = teacher_judge(settings, num_slots, day)
-            for rows in judge_in_batches(rest, judge, settings, problems_per_batch):
-                append_rates(file, plain_settings, day, rows)
-                rates += rows
+    plain_settings = asdict(settings)
+    rates = read_rates(Path(f"{output}.pass_rates"), plain_settings, problems)
+    require_own_output(output, rates)
+    if rest := problems[len(rates) :]:
+        judge = teacher_judge(settings, num_slots, day)
+        for rows in judge_in_batches(rest, judge, settings, problems_per_batch):
+            append_rates(file, plain_settings, day, rows)
+            rates += rows
     return rates
 
 

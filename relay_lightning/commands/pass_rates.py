@@ -32,16 +32,23 @@ def read_rates(path: Path, settings: Mapping[str, Any], problems: Sequence[Probl
     Raises ValueError, and leaves the file as it is, if `filter` did not write it or wrote it with other settings, or if
     a row is damaged or of another problem.
     """
-    found = list(read_rows(path, hint=f"; {REMEDY}"))
-    header, rows = (found[0][1] if found else {}), [row for _, row in found[1:]]
-    if set(header) != {"settings", "day"} and (found or not _begins_header(path.read_bytes(), settings)):
+    header, rows, stop = _read_file(path)
+    if header is None and not _begins_header(path.read_bytes(), settings):
         raise ValueError(f"{path} was not written by filter; {REMEDY}.")
-    if found and header["settings"] != json.loads(json_line(settings)):
+    if header is not None and header["settings"] != json.loads(json_line(settings)):
         raise ValueError(f"{path} was made with other settings ({_difference(header, settings)}); {REMEDY}.")
     if len(rows) > len(problems) or not all(map(_is_of, rows, problems)):
         raise ValueError(f"{path} holds a row that is damaged or of another problem; {REMEDY}.")
-    os.truncate(path, found[-1][0] if found else 0)
+    os.truncate(path, stop)
     return rows
+
+
+def require_own_files(output: Path, path: Path) -> None:
+    """Raises ValueError or FileExistsError for files of other commands, before the problems are known."""
+    _, rows, _ = _read_file(path) if path.is_file() else (None, [], 0)
+    if output.exists() and not all("pass_rate" in row for row in rows):
+        raise ValueError(f"{path} was not written by filter; {REMEDY}.")
+    require_own_output(output, rows)
 
 
 def keep_rows(rates: Sequence[Mapping[str, Any]], threshold: float) -> list[Mapping[str, Any]]:
@@ -70,6 +77,14 @@ def begun_on(path: Path) -> date:
         with path.open(encoding="utf-8") as file, suppress(ValueError, TypeError, KeyError):
             return date.fromisoformat(json.loads(file.readline())["day"])
     return date.today()
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], int]:
+    """Header (None without a whole line), rows, and the position in bytes where the last of them ends."""
+    found = list(read_rows(path, hint=f"; {REMEDY}"))
+    if found and not {"settings"} <= found[0][1].keys() <= {"settings", "day"}:
+        raise ValueError(f"{path} was not written by filter; {REMEDY}.")
+    return (found[0][1], [row for _, row in found[1:]], found[-1][0]) if found else (None, [], 0)
 
 
 def _begins_header(content: bytes, settings: Mapping[str, Any]) -> bool:

@@ -65,7 +65,7 @@ def plan_run(module: RelayModule, data: Any, trainer: Trainer, on_misfit: OnMisf
     except (ValueError, RuntimeError) as error:  # what cannot be planned may still run
         if on_misfit is not None or module.num_slots == AUTO_SLOTS:
             raise
-        rank_zero_warn(f"The memory of this run is not planned: {error}")
+        rank_zero_warn(one_line(f"The memory of this run is not planned: {error}"))
         return
     if module.num_slots == AUTO_SLOTS:
         module.num_slots = workload.num_slots

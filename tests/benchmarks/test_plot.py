@@ -76,3 +76,32 @@ def test_source_is_named_when_it_has_nothing_to_show(monkeypatch, tmp_path, caps
     with pytest.raises(SystemExit):
         run(monkeypatch, picture, source, tmp_path / "x.png")
     assert str(source) in capsys.readouterr().err
+
+
+def test_a_half_written_rollout_is_skipped(tmp_path):
+    row = json.dumps({"step": 3, "is_correct": True, "token_ids": [], "call_ratio": 0.0})
+    (tmp_path / "rollouts.jsonl").write_bytes(f"{row}\n".encode() + b'{"step": 4, "text": "\xc3')
+    [step] = read_steps([tmp_path / "rollouts.jsonl"])
+    assert (step.step, step.accuracy, step.call_ratio) == (3, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\n", b"{\n", b"{}\n", b"5\n"])
+@pytest.mark.parametrize(("picture", "source"), [("training", "rollouts.jsonl"), ("kernels", "device.jsonl")])
+def test_a_damaged_source_is_named_and_no_picture_left(monkeypatch, tmp_path, capsys, picture, source, damage):
+    (tmp_path / source).write_bytes(damage)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, picture, tmp_path if picture == "training" else tmp_path / source, tmp_path / "x.svg")
+    assert source in capsys.readouterr().err
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_a_damaged_summary_and_an_unknown_format_are_named(monkeypatch, tmp_path, capsys):
+    row = {"step": 3, "is_correct": True, "token_ids": [1, 2], "call_ratio": 0.5}
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "training", tmp_path, tmp_path / "x.nonsense")
+    assert "nonsense" in capsys.readouterr().err
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "training", tmp_path, tmp_path / "x.svg")
+    assert "summary.json" in capsys.readouterr().err

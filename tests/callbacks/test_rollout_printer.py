@@ -1,8 +1,12 @@
 """Rollouts on the terminal."""
 
+import random
+from unicodedata import category
+
 import pytest
 
 from relay_lightning.callbacks.rollout_printer import RolloutPrinter, render_group
+from relay_lightning.terminal import HIDDEN_CATEGORIES, escape_terminal
 from relay_lightning.types import (
     Completion,
     FinishReason,
@@ -42,3 +46,17 @@ def test_callers_come_first_and_nothing_of_a_model_is_interpreted():
 def test_settings_out_of_range_are_named(settings):
     with pytest.raises(ValueError, match=r"printer\.every_n_train_steps must be at least 0 and printer\.num_rollouts"):
         RolloutPrinter(**settings)
+
+
+def test_of_3000_hostile_rows_nothing_acts_on_the_terminal():
+    rng = random.Random(0)
+    hostile = ["\x1b[2J", "\x1b]0;title\x07", "\u202e", "\u2066", "\x9b31m", "\r", "\b", "\u2028", "\x00", "\ud800"]
+    shown = ""
+    for _ in range(3000):
+        parts = [*hostile, "[red]", "[/red]", "a", "é", chr(rng.randrange(0x11_0000))]
+        text = "".join(rng.choices(parts, k=9))
+        rollouts = [rollout(text.encode("utf-8", "replace"), 3)]
+        group = RolloutGroup(Prompt(0, (1,), question=text), rollouts, RewardCase.TEACHER_DEPENDENT)
+        shown += render_group(group, 1, BYTE_TOKENS, num_rollouts=1).plain
+    assert not {char for char in shown if category(char) in HIDDEN_CATEGORIES} - {"\n", "\t"}
+    assert all(escape_terminal(text) in shown for text in hostile)

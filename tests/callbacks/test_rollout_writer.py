@@ -1,13 +1,16 @@
 """Rollouts on file: every token's source survives, and no rollout is lost or doubled by an interruption."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay_lightning.callbacks.rollout_writer import cut_rows, decode_runs, encode_runs, rollout_rows
+from relay_lightning.json_lines import json_line, read_rows
 from relay_lightning.types import (
     Completion,
     FinishReason,
@@ -80,3 +83,24 @@ def test_everything_is_dropped_when_training_starts_over(tmp_path: Path):
     assert path.read_text() == ""
     cut_rows(tmp_path / "absent.jsonl", from_step=0)
     assert not (tmp_path / "absent.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"precious\n", b"{}\n", b'{"step": "0"}\n', b"\xff\n", b'{"step": 0, "te\n', b"\0\0\0\n"]
+)
+def test_a_file_that_is_damaged_or_of_somebody_else_is_named_and_kept(tmp_path: Path, damage):
+    path = tmp_path / "rollouts.jsonl"
+    for content in (damage, b'{"step": 0}\n' + damage + b'{"step": 0}\n{"ste'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"rollouts\.jsonl:[12] .*; move the file away to go on without it\.$"):
+            cut_rows(path, from_step=1)
+        assert path.read_bytes() == content
+
+
+def test_a_lone_surrogate_stops_no_run(tmp_path: Path):
+    own = group()
+    prompt = replace(own.prompt, question="q\ud800", answer="\udc00")
+    rows = [*rollout_rows([replace(own, prompt=prompt)], step=0)]
+    (tmp_path / "rollouts.jsonl").write_text("".join(map(json_line, rows)), encoding="utf-8")
+    [(_, row)] = read_rows(tmp_path / "rollouts.jsonl")
+    assert (row["question"], row["answer"], row["text"]) == ("q\ud800", "\udc00", "a\u2028b\n")

@@ -4,11 +4,9 @@ import io
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
-from relay_lightning.evaluation.transcript import STYLES, authored_runs, escape_terminal, transcript
+from relay_lightning.evaluation.transcript import STYLES, authored_runs, transcript
 from relay_lightning.types import Completion, FinishReason, RelaySpan, TokenSource
 
 STUDENT, TEACHER = TokenSource.STUDENT, TokenSource.TEACHER
@@ -85,18 +83,6 @@ def test_markup_and_control_sequences_stay_visible_when_a_model_writes_them():
     assert r"\x1b[2J" in shown
     assert r"\u202e" in shown
     assert not set(shown) & set("\x1b\x07\r\u202e\u2028\x9b")
-
-
-@given(st.text(st.characters(categories=["Cc", "Cf", "Cs", "Co", "Zl", "Zp"], exclude_characters="\n\t"), min_size=1))
-def test_characters_that_act_on_a_terminal_become_printable_ascii(text):
-    escaped = escape_terminal(text)
-    assert escaped.isascii()
-    assert escaped.isprintable()
-
-
-def test_ordinary_text_is_left_alone():
-    text = "Zürich: 3 × 4 = 12 \\boxed{12}\n\t日本 🙂"
-    assert escape_terminal(text) == text
 
 
 def test_special_tokens_are_not_shown_and_broken_characters_are_marked():

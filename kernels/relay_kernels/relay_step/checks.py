@@ -29,9 +29,11 @@ Argument = tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]
 
 
 def check_logits(
-    logits: Tensor, state: RelayStepState, writer: str, slots: Tensor | None, table: CommandTable | None
+    logits: Tensor, state: RelayStepState, writer: str, slots: Tensor | None, table: CommandTable | None, seed: int
 ) -> None:
     """Raises ValueError for what the native library does not see; cheap, for it precedes every step."""
+    if not hasattr(seed, "__index__"):
+        raise ValueError(f"seed must be an integer, not {seed!r}")
     if writer not in ("student", "teacher"):
         raise ValueError(f"writer={writer!r} of relay_step is unknown; it is 'student' or 'teacher'")
     if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -118,6 +120,8 @@ _checked_transitions = WeakIdKeyDictionary()
 def _check_parameter(name: str, value: float) -> None:
     """Raises ValueError for a value that the sampling parameter `name` cannot have."""
     most = 1.0 if name in ("top_p", "min_p") else math.inf
+    if isinstance(value, int) and value >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, not {value}")
     if not 0.0 <= value <= most:
         raise ValueError(f"{name} must lie in [0, {most}], not {value}")
     if name == "top_k" and (value > MAX_TOP_K or value != int(value)):

@@ -128,7 +128,7 @@ _OPTION = re.compile(r"\(?\s*⟦?([A-Za-z])⟧?\s*(?:\)|\.(?!\d)|:)\s*(.*)|⟦?(
 _DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[-/]\d{1,2}[-/]\d{4}")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s*m\.?)?(?:\s*[a-z ]+)?", re.I)
 _BASE = re.compile(r"\(?(\d[0-9A-F]*)\)?\s*_\s*\{?\s*\(?(\d{1,2}|⟦[a-z]+⟧)\)?\s*\}?")
-_BASES = dict(zip(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], range(2, 13), strict=True))
+_BASES = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), range(2, 13), strict=True))
 _BASES |= {"sixteen": 16, "hex": 16}
 _DECIMAL = re.compile(r"-?\s*(\d*)\.(\d*)")
 _MATRIX = re.compile(r"\\begin\s*\{([pbBv]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)

@@ -41,7 +41,7 @@ def extract_boxed(text: str) -> str | None:
     opened: list[tuple[int, bool]] = []  # where the content starts, and whether `\boxed` opened it
     for match in _BRACES.finditer(text):
         brace = match.group()
-        if brace == "{" or (brace.endswith("{") and "boxed" in brace):
+        if brace == "{" or brace.endswith("{") and "boxed" in brace:
             opened.append((match.end(), brace != "{"))
         elif brace == "}" and opened:
             start, is_box = opened.pop()

@@ -14,7 +14,7 @@ MAX_DEPTH = 60
 """Brackets in brackets."""
 
 FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "arccot", "exp", "log", "ln", "lg", "abs", "floor", "ceil"]
+    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot exp log ln lg abs floor ceil".split()
 )
 
 _SYMBOL = (
@@ -29,8 +29,8 @@ _DERIVATIVE = (
     rf"\s*\{{\s*(?:d|\\partial)\s*[a-zA-Z\\]{_PART}\}}"
 )
 _APPLIED = r"(?:[fghuvwxyzFGHIPT]|\\(?:delta|theta|phi|psi))'*\s*\(\s*(?:[a-zA-Z]|0)\s*\)"
-_OPERATORS = frozenset(["frac", "binom", "sqrt", "cdot", "times", "lfloor", "rfloor", "lceil", "rceil", "int", "sum", "prod", "lim", "pm", "mp"]) | FUNCTIONS
-_UNREADABLE = frozenset(["int", "iint", "oint", "sum", "prod", "lim", "pm", "mp", "ldots", "cup", "cap", "to", "mod", "pmod", "bmod", "max", "min", "gcd", "lcm", "det", "in"])
+_OPERATORS = frozenset("frac binom sqrt cdot times lfloor rfloor lceil rceil int sum prod lim pm mp".split()) | FUNCTIONS
+_UNREADABLE = frozenset("int iint oint sum prod lim pm mp ldots cup cap to mod pmod bmod max min gcd lcm det in".split())
 _TOKEN = re.compile(
     rf"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+(?![a-zA-Z.]))?|\.\d+(?:[eE][+-]?\d+(?![a-zA-Z.]))?)"
     rf"|(?P<unit>{_DERIVATIVE}|{_APPLIED})"

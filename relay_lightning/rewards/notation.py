@@ -12,16 +12,17 @@ import unicodedata
 from fractions import Fraction
 
 FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "arccot", "exp", "log", "ln", "lg", "sqrt", "max", "min", "gcd", "lcm", "det"]
+    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot exp log ln lg sqrt max min gcd lcm det".split()
 )
 
 _GREEK = frozenset(
-    ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"]
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega"
+    " Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split()
 )
 
-_SHORT_WORDS = frozenset(["am", "an", "as", "at", "be", "by", "do", "go", "he", "hi", "if", "in", "is", "it", "me", "my", "no", "of", "oh", "ok", "on", "or", "ox", "pm", "so", "to", "up", "us", "we"])
-_SHORT_UNITS = frozenset(["mm", "cm", "km", "kg", "mg", "ml", "kl", "hr", "ft", "yd", "lb", "oz", "mi", "sq", "hz", "kw", "kj", "mj", "cc", "in"])
-_ABBREVIATIONS = frozenset(["mph", "kph", "hrs", "lbs", "yrs", "cms", "kms", "kgs", "mls", "gms", "sqft", "kwh", "min", "cts", "nth"])
+_SHORT_WORDS = frozenset("am an as at be by do go he hi if in is it me my no of oh ok on or ox pm so to up us we".split())
+_SHORT_UNITS = frozenset("mm cm km kg mg ml kl hr ft yd lb oz mi sq hz kw kj mj cc in".split())
+_ABBREVIATIONS = frozenset("mph kph hrs lbs yrs cms kms kgs mls gms sqft kwh min cts nth".split())
 """Words without a vowel; any other run of consonants is a product of variables, such as GMm."""
 
 _PRODUCTS = ("abcd", "mnk", "pqrst", "uvw", "xyz")

@@ -21,7 +21,7 @@ _LETTERS = frozenset(name for name in _CANONICAL if len(name) == 1)
 """Units of one letter; any other letter behind a number is a variable."""
 
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_NO_UNITS = frozenset(["and", "or", "mod", "if", "for", "when", "where", "with", "is", "are", "not", "to", "times", "plus", "minus", "over", "than", "otherwise"])
+_NO_UNITS = frozenset("and or mod if for when where with is are not to times plus minus over than otherwise".split())
 
 _ATOM = r"(?:⟦[^⟧]*⟧|°|(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z]))\.?(?:\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d))?"
 _JOINED = rf"{_ATOM}(?: ?(?:/|\\cdot|\*|-)? ?{_ATOM})*"

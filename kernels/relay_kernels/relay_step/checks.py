@@ -21,6 +21,10 @@ INTEGERS = (torch.int64, torch.int32)
 NUMBERS = (torch.float32, *INTEGERS)
 MAX_TOP_K = 2**31 - 1
 """Beyond any vocabulary; Triton has 32 bits for it."""
+WRITTEN = {
+    f"state.{name}"
+    for name in ("tokens", "token_source", "log_probs", "sampling_log_probs", "last_token", "num_tokens", "status")
+} | {"state.command_state", "state.command_n"}
 EMPTY = RelayStepState.empty(0, 0)
 """Has the dtypes and the numbers of dimensions of every state."""
 
@@ -81,7 +85,7 @@ def check_step(
                 f"{name} of relay_step must be {' or '.join(map(str, dtypes))} {shape} on {logits.device}, where the "
                 f"logits are, not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-        if name.startswith("state.") and has_shared_elements(tensor):
+        if name in WRITTEN and has_shared_elements(tensor):
             raise ValueError(f"{name} must not share elements between slots, its strides are {tensor.stride()}")
         if contiguous_for is not None and not tensor.is_contiguous():
             raise ValueError(

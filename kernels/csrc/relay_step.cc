@@ -23,6 +23,7 @@ using tvm::ffi::AnyView;
 
 constexpr int64_t kLogitsOfAThread = 1 << 15;
 // Logits a thread is worth waking for: about 50 us of them.
+constexpr double kMaxTopK = 2147483647.0;  // relay_step/checks.py: MAX_TOP_K
 constexpr int64_t kMostLogits = int64_t{1} << 40;
 // More of one row than any memory holds; the size of the scratch does not overflow below.
 
@@ -53,9 +54,9 @@ bool take_table(const TensorView& tensor, DLDevice device, int64_t num_rows, int
   return true;
 }
 
-// Whether a sampling parameter may have the value; `most` is infinite for a temperature and for top-k.
+// Whether a sampling parameter may have the value; `most` is infinite for a temperature.
 bool is_parameter(double value, double most, bool is_whole) {
-  return value >= 0.0 && value <= most && (!is_whole || (std::isfinite(value) && value == std::floor(value)));
+  return value >= 0.0 && value <= most && (!is_whole || value == std::floor(value));
 }
 
 // One number or one a row. Values in a tensor are checked on a CPU alone.
@@ -221,7 +222,7 @@ bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, T
   }
   bool is_hot = false, is_top_k = false, is_top_p = false, is_min_p = false;
   if (!take_parameter(temperature, device, num_rows, 0.0, INFINITY, false, &step.temperature, &is_hot) ||
-      !take_parameter(top_k, device, num_rows, 0.0, INFINITY, true, &step.top_k, &is_top_k) ||
+      !take_parameter(top_k, device, num_rows, 0.0, kMaxTopK, true, &step.top_k, &is_top_k) ||
       !take_parameter(top_p, device, num_rows, 1.0, 1.0, false, &step.top_p, &is_top_p) ||
       !take_parameter(min_p, device, num_rows, 0.0, 1.0, false, &step.min_p, &is_min_p)) {
     return false;

@@ -50,7 +50,7 @@ def check_rows(name: str, tensor: Tensor, *, like: Tensor | None = None, like_na
 
 def check_epsilon(eps: float) -> None:
     """Raises ValueError unless `eps` may stand under a square root."""
-    if not (math.isfinite(eps) and eps >= 0.0):
+    if not 0.0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and at least 0, not {eps}")
 
 

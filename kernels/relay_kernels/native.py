@@ -44,11 +44,11 @@ def native_function(name: str) -> Any:
 def run_native(name: str, *arguments: Any) -> bool:
     """Calls a function of the library; returns False, and nothing was done, if the library refuses the arguments.
 
-    It refuses what does not fit. Tensors without memory (meta) and integers beyond 64 bits do not even get there.
+    It refuses what does not fit. Tensors without memory (meta) and numbers of another type do not even get there.
     """
     try:
         return bool(native_function(name)(*arguments))
-    except OverflowError:
+    except (OverflowError, TypeError):
         return False
     except RuntimeError:
         if any(isinstance(argument, Tensor) and argument.is_meta for argument in arguments):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,6 +24,7 @@ from relay_lightning.models.architecture import (
 from relay_lightning.models.evaluating import evaluating
 from relay_lightning.models.settings import FLASH_ATTENTION
 from relay_lightning.models.sharding import gathered
+from relay_lightning.threads import decode_threads, yield_cores
 
 SLOT_ATTENTION = "relay_slots"
 """Name of the attention function that a model has during a session."""
@@ -55,6 +56,7 @@ class LocalEngine:
         self._attention_backend = "auto"
         self._cache = SlotKVCache(0, 0, self.device)
         self._is_in_session = False
+        self._num_parameters = sum(parameter.numel() for parameter in causal_lm.parameters())
 
     @property
     def vocab_size(self) -> int:
@@ -98,6 +100,8 @@ class LocalEngine:
                     " such as from its on_progress"
                 )
             self._is_in_session = True
+            if self.device.type == "cpu":
+                yield_cores()
             try:
                 with evaluating(self.model), gathered(self.model), self._in_slots(), torch.no_grad():
                     yield
@@ -134,11 +138,8 @@ class LocalEngine:
         self._hidden(token_ids, slots, num_new)
 
     def step(self, token_ids: Tensor, is_active: Tensor, slots: Tensor | None = None) -> Tensor:
-        num_new = is_active.long()
-        if self._blocks is not None:
-            return self._blocks.head(self._hidden(token_ids[:, None], slots, num_new)[:, -1])
-        # The whole head of the model runs, whatever scales or caps it has.
-        return self._forward(self.model, token_ids[:, None], slots, num_new).logits[:, -1]
+        with decode_threads(self._num_parameters) if self.device.type == "cpu" else nullcontext():
+            return self._logits(token_ids[:, None], slots, is_active.long())
 
     @property
     def step_shape(self) -> int:
@@ -146,6 +147,13 @@ class LocalEngine:
 
     def count_step(self) -> None:
         self._cache.grow(1)
+
+    def _logits(self, token_ids: Tensor, slots: Tensor | None, num_new: Tensor) -> Tensor:
+        """Logits after the last of the new tokens, [N, V]."""
+        if self._blocks is not None:
+            return self._blocks.head(self._hidden(token_ids, slots, num_new)[:, -1])
+        # The whole head of the model runs, whatever scales or caps it has.
+        return self._forward(self.model, token_ids, slots, num_new).logits[:, -1]
 
     def _hidden(self, token_ids: Tensor, slots: Tensor | None, num_new: Tensor) -> Tensor:
         """Hidden states of the new tokens, [N, T, E]."""

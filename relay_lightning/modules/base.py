@@ -51,6 +51,7 @@ from relay_lightning.processes import gather_tensors
 from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.relay_config import CallLimit, read_relay_config
 from relay_lightning.rewards.answers import AnswerStatus, judge_answers
+from relay_lightning.threads import yield_cores
 from relay_lightning.types import Completion, Prompt
 
 PROMPT_DAY = "prompt_day"
@@ -147,6 +148,8 @@ class RelayModule(LightningModule):
         self._require_data(stage)
         if stage == "fit":
             require_known_monitors(self.trainer, self.validation_metrics)
+        if self.trainer.strategy.root_device.type == "cpu":
+            yield_cores()
         if self.tokenizer is not None:
             return
         require_loadable(self.student_name, self.student_loading)

@@ -13,7 +13,7 @@ def add_rms_norm_native(hidden: Tensor, weight: Tensor, eps: float, residual: Te
     """`add_rms_norm`: ([..., D], [..., D])."""
     normed = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     total = None if residual is None else torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    num_threads = torch.get_num_threads()
+    num_threads, eps = torch.get_num_threads(), float(eps)
     if not run_native("add_rms_norm", normed, total, hidden, residual, weight, eps, num_threads):
         check_add_rms_norm(hidden, weight, eps, residual)
         # In order, so it is the strides that do not suit.

@@ -15,7 +15,7 @@ def add_rms_norm_reference(
     total = hidden if residual is None else hidden + residual
     dtype = torch.promote_types(total.dtype, weight.dtype)
     wide = total.to(torch.promote_types(dtype, torch.float32))
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + float(eps))
     return (wide * scale * weight).to(dtype), total
 
 

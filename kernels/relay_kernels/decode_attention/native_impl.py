@@ -43,6 +43,7 @@ def decode_attention_native(
     """`decode_attention`, [B, T, H, D]; fp32 inside."""
     arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    scale = None if scale is None else float(scale)
     if not run_native("decode_attention", output, *arguments, scale, torch.get_num_threads()):
         check_attention(*arguments, scale)
         raise RuntimeError("the native library refuses arguments of decode_attention that are in order")

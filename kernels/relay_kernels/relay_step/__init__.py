@@ -62,7 +62,7 @@ def relay_step(
     its slot does not exist, or its length or automaton state lies outside the state's tensors; an action that the table
     does not have keeps n; the result of rows with one slot is not defined, but nothing is written outside the state.
     """
-    check_logits(logits, state, writer, slots, table)
+    check_logits(logits, state, writer, slots, table, seed)
     call = (
         logits, state, slots, Writer[writer.upper()], table if writer == "student" else None, eos_token_ids,
         temperature, top_k, top_p, min_p, mask_commands, seed, uniforms,

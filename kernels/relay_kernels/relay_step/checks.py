@@ -21,6 +21,10 @@ INTEGERS = (torch.int64, torch.int32)
 NUMBERS = (torch.float32, *INTEGERS)
 MAX_TOP_K = 2**31 - 1
 """Beyond any vocabulary; Triton has 32 bits for it."""
+WRITTEN = {
+    f"state.{name}"
+    for name in ("tokens", "token_source", "log_probs", "sampling_log_probs", "last_token", "num_tokens", "status")
+} | {"state.command_state", "state.command_n"}
 EMPTY = RelayStepState.empty(0, 0)
 """Has the dtypes and the numbers of dimensions of every state."""
 
@@ -29,9 +33,11 @@ Argument = tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]
 
 
 def check_logits(
-    logits: Tensor, state: RelayStepState, writer: str, slots: Tensor | None, table: CommandTable | None
+    logits: Tensor, state: RelayStepState, writer: str, slots: Tensor | None, table: CommandTable | None, seed: int
 ) -> None:
     """Raises ValueError for what the native library does not see; cheap, for it precedes every step."""
+    if not hasattr(seed, "__index__"):
+        raise ValueError(f"seed must be an integer, not {seed!r}")
     if writer not in ("student", "teacher"):
         raise ValueError(f"writer={writer!r} of relay_step is unknown; it is 'student' or 'teacher'")
     if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -79,7 +85,7 @@ def check_step(
                 f"{name} of relay_step must be {' or '.join(map(str, dtypes))} {shape} on {logits.device}, where the "
                 f"logits are, not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-        if name.startswith("state.") and has_shared_elements(tensor):
+        if name in WRITTEN and has_shared_elements(tensor):
             raise ValueError(f"{name} must not share elements between slots, its strides are {tensor.stride()}")
         if contiguous_for is not None and not tensor.is_contiguous():
             raise ValueError(
@@ -118,6 +124,8 @@ _checked_transitions = WeakIdKeyDictionary()
 def _check_parameter(name: str, value: float) -> None:
     """Raises ValueError for a value that the sampling parameter `name` cannot have."""
     most = 1.0 if name in ("top_p", "min_p") else math.inf
+    if isinstance(value, int) and value >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, not {value}")
     if not 0.0 <= value <= most:
         raise ValueError(f"{name} must lie in [0, {most}], not {value}")
     if name == "top_k" and (value > MAX_TOP_K or value != int(value)):

@@ -22,7 +22,7 @@ def rotate_heads_native(
     arguments = (query, key, cosine, sine, query_norm, key_norm)
     turned_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     turned_key = torch.empty_like(key, memory_format=torch.contiguous_format)
-    if not run_native("rotate_heads", turned_query, turned_key, *arguments, eps, torch.get_num_threads()):
+    if not run_native("rotate_heads", turned_query, turned_key, *arguments, float(eps), torch.get_num_threads()):
         check_rotate_heads(*arguments, eps)
         raise RuntimeError("the native library refuses arguments of rotate_heads that are in order")
     return turned_query, turned_key

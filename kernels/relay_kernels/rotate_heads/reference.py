@@ -27,7 +27,7 @@ def rotate_heads_reference(
 def _rotate(heads: Tensor, cosine: Tensor, sine: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     wide = heads.to(torch.promote_types(heads.dtype, torch.float32))
     if weight is not None:
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + float(eps)) * weight
     first, second = wide.chunk(2, -1)
     turned = wide * cosine[:, :, None] + torch.cat((-second, first), -1) * sine[:, :, None]
     return turned.to(heads.dtype)

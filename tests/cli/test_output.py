@@ -33,14 +33,15 @@ def text(events, tag: str) -> str:
     return events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
 
 
-def test_a_file_gets_plain_lines_with_the_authors_in_text(fit):
-    for written in (fit.output, fit.errors):
-        assert "\x1b" not in written
-        assert "\r" not in written
-    assert re.search(r"^training 6/6 steps, reward \S+, accuracy \S+%, call ratio \S+%, ", fit.errors, re.M)
-    assert re.search(r"<call>\d</call><teacher>[^<]+</teacher>", fit.errors)
+def test_a_file_gets_plain_lines_with_the_authors_in_text(start, config):
+    output, errors = start("fit", "--config", config, "--printer.every_n_train_steps", 3).communicate()
+    assert "\x1b" not in output + errors
+    assert "\r" not in output + errors
+    assert re.search(r"^training 6/6 steps, reward \S+, accuracy \S+%, call ratio \S+%, ", errors, re.M)
+    assert re.search(r"<call>\d</call><teacher>[^<]+</teacher>", errors)
+    assert "student alone 8/8 problems" in errors
     for noise in ("LeafSpec", "Total FLOPs"):
-        assert noise not in fit.output + fit.errors
+        assert noise not in output + errors
 
 
 def test_loggers_get_hyperparameters_rates_rollouts_and_the_table(events, tmp_path):

@@ -16,6 +16,7 @@ from relay_lightning.evaluation.evaluate import Judged
 from relay_lightning.evaluation.held_out import held_out_fields, held_out_lines
 from relay_lightning.evaluation.summary import installed_versions
 from relay_lightning.processes import gather_in_turn
+from relay_lightning.terminal import print_line
 
 
 class EvaluationWriter(Callback):
@@ -67,7 +68,8 @@ class EvaluationWriter(Callback):
         figures = held_out_fields(judged)
         stage = trainer.state.fn.value if trainer.state.fn is not None else "test"
         path = write_new(RunFolder.of(trainer).path, stage, json.dumps(self._identity(trainer, pl_module) | figures))
-        print("\n".join([*held_out_lines(figures), f"written to {path}"]))
+        for line in [*held_out_lines(figures), f"written to {path}"]:
+            print_line(line)
 
     on_validation_end = on_test_end
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.models.settings import DEFAULT, LoadSettings
+from relay_lightning.terminal import one_line
 
 PROGRAM = ("python", "-m", "relay_lightning")
 QUESTION = "What is 12 times 12?"
@@ -25,7 +26,9 @@ class NextSteps(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and RunFolder.of(trainer).last_checkpoint.exists():
-            print("\n".join(["\nnext:", *(f"  {command}" for command in next_commands(trainer, pl_module))]))
+            print("\nnext:")
+            for command in next_commands(trainer, pl_module):
+                print(f"  {one_line(command)}")
 
 
 def next_commands(trainer: Trainer, pl_module: LightningModule) -> list[str]:

@@ -8,9 +8,14 @@ python -m benchmarks.plot kernels benchmarks/results/<device>.jsonl kernels.png
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-import matplotlib as mpl
+try:
+    import matplotlib as mpl
+except ModuleNotFoundError:
+    print('error: pictures need matplotlib: pip install -e ".[plot]"', file=sys.stderr)
+    sys.exit(2)
 
 mpl.use("svg")
 from benchmarks import plot_kernels, plot_training

@@ -5,9 +5,11 @@ Nothing heavy is imported before the subcommand is known, so `--help` answers at
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
+from relay_lightning import __version__
 from relay_lightning.interruption import Interrupted, stop_signals
 from relay_lightning.terminal import print_error
 
@@ -30,11 +32,17 @@ USAGE_ERROR = 2
 
 def main() -> None:
     """Runs the command line of this process and exits."""
+    if not sys.stderr.isatty():  # in a file, bars of other libraries are fragments
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code."""
+    if arguments[:1] == ["--version"]:
+        print(f"relay-lightning {__version__}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else USAGE_ERROR

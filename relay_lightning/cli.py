@@ -18,7 +18,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from relay_lightning.callbacks.checkpoint import LastCheckpoint
 from relay_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from relay_lightning.callbacks.config_writer import ConfigWriter
+from relay_lightning.callbacks.evaluation_writer import EvaluationWriter
 from relay_lightning.callbacks.graceful_stop import GracefulStop
+from relay_lightning.callbacks.next_steps import NextSteps
 from relay_lightning.callbacks.prediction_writer import PredictionWriter
 from relay_lightning.callbacks.progress import StepProgress
 from relay_lightning.callbacks.report import Report
@@ -50,6 +52,12 @@ WITHOUT_EXTRAS = {
 }
 """Settings of `trainer.barebones`, which times the loop alone; Lightning refuses others beside it."""
 LAST = "last"
+EVALUATIONS = ("validate", "test")
+HELP = (
+    "Options of the module and of the data depend on their class: "
+    "python -m relay_lightning {0} --model.help GRPOModule (or WarmupModule), "
+    "python -m relay_lightning {0} --data.help PromptDataModule (or WarmupDataModule)."
+)
 for record_filter in (lambda record: "Tip:" not in record.getMessage(), escape_record):
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(record_filter)
 warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of PyTorch
@@ -116,6 +124,8 @@ class RelayCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.add_lightning_class_args(RolloutPrinter, "printer")
         parser.add_lightning_class_args(Report, "report")
+        parser.add_lightning_class_args(EvaluationWriter, "evaluation")
+        parser.epilog = HELP.format(self._chosen)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -166,15 +176,23 @@ class RelayCLI(LightningCLI):
             settings |= WITHOUT_EXTRAS
         if settings["enable_model_summary"] is None and isinstance(self.model, RelayModule):
             settings["enable_model_summary"] = False  # the module describes its student itself
+        settings["enable_autolog_hparams"] = not isinstance(self.model, RelayModule)  # ConfigWriter logs them
         settings["strategy"] = resolve_strategy(settings["strategy"])
         settings["plugins"] = with_atomic_checkpoints(settings["plugins"])
         if not self._writes_run_folder(config):
             if settings["logger"] is None:
                 settings["logger"] = False
-            return self._instantiate_trainer(settings, [PredictionWriter()] if self._chosen == "predict" else [])
+            callbacks: list[Callback] = [PredictionWriter()] if self._chosen == "predict" else []
+            if self._chosen in EVALUATIONS and isinstance(self.model, RelayModule):
+                callbacks.append(self._get(self.config_init, "evaluation"))
+            return self._instantiate_trainer(settings, [*callbacks, *_progress_bar(settings)])
         if settings["logger"] in (None, True):
             settings["logger"] = TensorBoardLogger(
-                config.run_dir, name="", version="tensorboard", purge_step=self._resumed_step or 0
+                config.run_dir,
+                name="",
+                version="tensorboard",
+                purge_step=self._resumed_step or 0,
+                default_hp_metric=False,
             )
         return self._instantiate_trainer(settings, self._run_callbacks(settings))
 
@@ -188,10 +206,11 @@ class RelayCLI(LightningCLI):
             callbacks += [Throughput(), RolloutWriter(), self._get(self.config_init, "printer")]
         if settings["logger"] and not _has(settings["callbacks"], LearningRateMonitor):
             callbacks.append(LearningRateMonitor("step"))
-        if settings["enable_progress_bar"] is not False and not _has(settings["callbacks"], ProgressBar):
-            callbacks.append(StepProgress())
+        callbacks += _progress_bar(settings)
         if settings["enable_checkpointing"] is not False:
             callbacks.append(self._get(self.config_init, "checkpoint"))
+            if isinstance(self.model, RelayModule):
+                callbacks.append(NextSteps())
         return callbacks
 
     def _dump_run(self) -> str:
@@ -229,6 +248,12 @@ class PlanCLI(RelayCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
         plan(config.model, config.data, config.trainer, config.device_memory_gb)
+
+
+def _progress_bar(settings: dict[str, Any]) -> list[Callback]:
+    """Our progress bar, unless there is to be none or another one."""
+    is_wanted = settings["enable_progress_bar"] is not False and not _has(settings["callbacks"], ProgressBar)
+    return [StepProgress()] if is_wanted else []
 
 
 def _has(callbacks: Any, kind: type[Callback]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
@@ -21,6 +22,8 @@ class ConfigWriter(Callback):
     That is with the first checkpoint, or with the first step of a run that writes none: a run that fails earlier leaves
     its folder free for the corrected command.
 
+    The loggers get it as the hyperparameters of the run.
+
     Args:
         text: the configuration as YAML.
     """
@@ -32,6 +35,8 @@ class ConfigWriter(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_when_due(trainer, has_begun=False)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(self._text))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

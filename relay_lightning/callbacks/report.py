@@ -14,16 +14,23 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
-from tqdm import tqdm
 from typing_extensions import override
 
+from relay_lightning import progress
 from relay_lightning.callbacks.result_file import ResultFile, read_results, weights_digest
 from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.evaluation.evaluate import EvalResult
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
-from relay_lightning.evaluation.summary import installed_versions, relay_fields, summary_lines, summary_table
+from relay_lightning.evaluation.summary import (
+    installed_versions,
+    relay_fields,
+    summary_lines,
+    summary_markdown,
+    summary_table,
+)
 from relay_lightning.files import write_atomically
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.settings import LoadSettings
@@ -126,6 +133,9 @@ class Report(Callback):
             summary = relay_fields(results, routers) | self._run_fields(trainer, pl_module)
             write_atomically(RunFolder.of(trainer).summary, json.dumps(summary, indent=2) + "\n")
             print_summary(summary, RunFolder.of(trainer))
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text("summary", summary_markdown(summary), trainer.global_step)
 
     def _results_before(
         self, trainer: Trainer, pl_module: LightningModule, prompts: Sequence[Prompt]
@@ -172,7 +182,7 @@ class Report(Callback):
             own,
             pl_module.max_completion_tokens,
             self._limits(pl_module),
-            watch=_progress_bar(len(own)) if trainer.is_global_zero else lambda _: None,
+            watch=_follow(len(own)),
             gather=lambda result: EvalResult(tuple(gather_in_turn(result.completions))),
         )
 
@@ -221,20 +231,20 @@ def print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     console.print()
     console.print(summary_table(summary))
     for line in summary_lines(summary):
-        console.print(line, markup=False)
-    console.print(one_line(f"{summary['wall_s']:.0f} s · {folder.path}"), markup=False)
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(one_line(f"{summary['wall_s']:.0f} s · {folder.path}"), markup=False, soft_wrap=True)
 
 
-def _progress_bar(num_prompts: int) -> Callable[[str], Callable[[int], None]]:
-    """Name of a measurement -> a bar that follows the number of finished completions."""
+def _follow(num_prompts: int) -> Callable[[str], Callable[[int], None]]:
+    """Name of a measurement -> what shows the number of its finished completions."""
 
     def watch(name: str) -> Callable[[int], None]:
-        bar = tqdm(total=num_prompts, desc=name, unit="problem", leave=False, dynamic_ncols=True)
+        work = progress.begin(name, num_prompts, "problems")
 
         def follow(num_finished: int) -> None:
-            bar.update(num_finished - bar.n)
+            work.update(num_finished)
             if num_finished == num_prompts:
-                bar.close()
+                work.close()
 
         return follow
 

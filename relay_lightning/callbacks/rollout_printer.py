@@ -7,12 +7,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.text import Text
-from tqdm import tqdm
 from typing_extensions import override
 
-from relay_lightning.evaluation.transcript import transcript
+from relay_lightning import progress
+from relay_lightning.evaluation.transcript import has_colour, transcript, verbatim
 from relay_lightning.terminal import escape_terminal
 from relay_lightning.types import Rollout, RolloutGroup
 
@@ -45,20 +45,36 @@ class RolloutPrinter(Callback):
             return
         self._printed_step = step
         group = max(pl_module.last_groups, key=_num_callers)
-        with tqdm.external_write_mode():
-            Console(stderr=True, highlight=False).print(
-                render_group(group, step, pl_module.decoder.protocol.token_bytes, self.num_rollouts)
-            )
+        token_bytes = pl_module.decoder.protocol.token_bytes
+        shown = render_group(
+            group, step, token_bytes, self.num_rollouts, marks_teacher=not has_colour(progress.console)
+        )
+        progress.console.print(shown, soft_wrap=True)
+        for logger in pl_module.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                marked = render_group(group, step, token_bytes, self.num_rollouts, marks_teacher=True)
+                logger.experiment.add_text("rollouts", verbatim(marked.plain), step)
 
 
-def render_group(group: RolloutGroup, step: int, token_bytes: Sequence[bytes | None], num_rollouts: int) -> Text:
-    """The question and some of its rollouts, those that called first."""
+def render_group(
+    group: RolloutGroup,
+    step: int,
+    token_bytes: Sequence[bytes | None],
+    num_rollouts: int,
+    *,
+    marks_teacher: bool = False,
+) -> Text:
+    """The question and some of its rollouts, those that called first, none twice.
+
+    `marks_teacher` marks the teacher's text by words as well as by colour.
+    """
     text = Text()
     text.append(f"\nstep {step} · {escape_terminal(group.prompt.question)}\n", style="bold")
     callers_first = sorted(group.rollouts, key=lambda rollout: rollout.completion.num_calls == 0)
-    for rollout in callers_first[:num_rollouts]:
+    different = {tuple(rollout.completion.token_ids): rollout for rollout in reversed(callers_first)}
+    for rollout in list(reversed(different.values()))[:num_rollouts]:
         text.append(_headline(rollout), style="cyan")
-        text.append_text(transcript(rollout.completion, token_bytes))
+        text.append_text(transcript(rollout.completion, token_bytes, marks_teacher=marks_teacher))
         text.append("\n")
     return text
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from tqdm import tqdm
 
+from relay_lightning import progress
 from relay_lightning.commands.parser import run_function
 from relay_lightning.commands.pass_rates import (
     append_rates,
@@ -200,11 +200,12 @@ def judge_in_batches(
     problems: Sequence[Problem], judge: JudgeProblems, settings: FilterSettings, batch_size: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of pass rates, a batch of problems at a time, behind a progress bar."""
-    with tqdm(total=settings.num_problems, initial=settings.num_problems - len(problems), unit="problem") as bar:
+    num_known = settings.num_problems - len(problems)
+    with progress.display(), progress.work("judging", settings.num_problems, "problems", num_known) as work:
         for start in range(0, len(problems), batch_size):
             batch = problems[start : start + batch_size]
             yield [_rate_row(problem, counts, settings) for problem, counts in zip(batch, judge(batch), strict=True)]
-            bar.update(len(batch))
+            work.update(work.done + len(batch))
 
 
 def _rate_row(problem: Problem, counts: Counts, settings: FilterSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from relay_lightning.commands.parser import run_function
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.evaluation.transcript import transcript
+from relay_lightning.evaluation.transcript import has_colour, transcript
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.pair import load_relay
 from relay_lightning.relay.relay_config import AUTO, CallLimit
@@ -39,6 +39,8 @@ def generate(
 
     What is not given is taken from the student's `relay_config.json`, if it has one. `[3 of 9]` behind a command says
     that 3 of the 9 tokens it asked for were delivered.
+
+    Without colour (in a file or a pipe, or with NO_COLOR set) the teacher's tokens stand in <teacher>...</teacher>.
 
     Args:
         question: what to ask; it is put into the chat template.
@@ -75,8 +77,10 @@ def generate(
         eos_policy=eos_policy,
         seed=seed,
     )
-    Console(highlight=False, soft_wrap=True).print(transcript(answer, relay.decoder.protocol.token_bytes))
-    Console(stderr=True, highlight=False).print(summary_line(answer), style="dim", markup=False)
+    console = Console(highlight=False, soft_wrap=True)
+    token_bytes = relay.decoder.protocol.token_bytes
+    console.print(transcript(answer, token_bytes, marks_teacher=not has_colour(console)))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(summary_line(answer), style="dim", markup=False)
 
 
 def summary_line(answer: Completion) -> str:

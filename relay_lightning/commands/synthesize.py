@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from relay_lightning import progress
 from relay_lightning.commands.parser import run_function
 from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.data.commands import MAX_COMMANDS, MAX_DIGIT_EXPONENT, insert_commands
@@ -93,14 +93,14 @@ def synthesize(
             path = reserved.enter_context(new_file(Path(cache_dir) / f"{identity}.jsonl"))
         decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
         decoder.protocol.spell(1)  # raises before anything is decoded
-        with tqdm(total=len(prompts) * samples_per_prompt, unit="sample") as bar:
+        with progress.display(), progress.work("sampling", len(prompts) * samples_per_prompt, "completions") as work:
             samples = draw_self_samples(
                 decoder,
                 prompts,
                 sampling,
                 samples_per_prompt=samples_per_prompt,
                 seed=seed,
-                on_progress=lambda num_finished: bar.update(num_finished - bar.n),
+                on_progress=work.update,
             )
         settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
         rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol, seed)

@@ -1,4 +1,4 @@
-"""Bootstrap confidence interval of a mean over problems."""
+"""Bootstrap confidence intervals of means and ratios over problems."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, seed: in
 
     Deterministic in `seed`. Raises ValueError for no values.
     """
-    if not values:
+    return bootstrap_ratio_interval(values, [1.0] * len(values), level=level, seed=seed)
+
+
+def bootstrap_ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The same for sum over sum, both parts given per problem; a resample without a denominator counts as 0."""
+    if not numerators:
         raise ValueError("A confidence interval needs at least one value.")
-    sample = torch.tensor(values, dtype=torch.float64)
+    parts = torch.tensor([list(numerators), list(denominators)], dtype=torch.float64)  # [2, N]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(values), (NUM_RESAMPLES, len(values)), generator=generator)
-    means = sample[drawn].mean(dim=1)
+    drawn = torch.randint(len(numerators), (NUM_RESAMPLES, len(numerators)), generator=generator)
+    top, bottom = parts[:, drawn].mean(dim=2)  # [NUM_RESAMPLES] each
+    ratios = torch.where(bottom > 0, top / bottom, 0.0)
     tail = (1.0 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(ratios, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
     return low, high

@@ -115,10 +115,10 @@ def evaluate(
     completions = decoder.generate(requests, sampling, seed=seed, policy=policy, **options)
     answers = [request.prompt.answer or "" for request in requests]
     statuses = judge_answers([completion.text for completion in completions], answers)
-    return EvalResult(tuple(map(_judged, completions, statuses)))
+    return EvalResult(tuple(map(judged, completions, statuses)))
 
 
-def _judged(completion: Completion, status: AnswerStatus) -> Judged:
+def judged(completion: Completion, status: AnswerStatus) -> Judged:
     """What counts of a completion."""
     return Judged(
         prompt_id=completion.prompt_id,

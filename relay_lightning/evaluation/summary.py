@@ -26,6 +26,7 @@ TITLES = {
     "random_token_router_same_budget": "random token router*",
 }
 """Rows of the table in their order, by their key in the summary."""
+HEADINGS = ("accuracy", "95 %", "call ratio", "calls", "tokens")
 FOOTNOTE = "* matched to the relay: query in accuracy, token in call ratio"
 REPORTED_PACKAGES = ("relay-lightning", "torch", "lightning", "transformers")
 
@@ -96,12 +97,20 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     )
     table.caption = FOOTNOTE if "random_query_router_matched" in summary else None
     table.add_column("who writes", no_wrap=True)
-    for heading in ("accuracy", "95 %", "call ratio", "calls", "tokens"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for key, title in TITLES.items():
         if key in summary:
             table.add_row(title, *_cells(summary[key]))
     return table
+
+
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """The summary for TensorBoard: the table and the derived figures."""
+    rows = [("who writes", *HEADINGS), ("---", *["---:"] * len(HEADINGS))]
+    rows += [(title.replace("*", r"\*"), *_cells(summary[key])) for key, title in TITLES.items() if key in summary]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n\n" + "\n\n".join(summary_lines(summary))
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:

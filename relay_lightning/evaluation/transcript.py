@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from rich.console import Console
 from rich.text import Text
 
 from relay_lightning.terminal import escape_terminal
 from relay_lightning.types import Completion, RelaySpan, TokenSource
 
+WRITTEN_MARK = re.compile(r"<(/?teacher>)")
 STYLES = {"student": "", "command": "dim", "teacher": "bold magenta", "note": "dim italic"}
 
 
-def transcript(completion: Completion, token_bytes: Sequence[bytes | None]) -> Text:
+def transcript(completion: Completion, token_bytes: Sequence[bytes | None], *, marks_teacher: bool = False) -> Text:
     """The completion with the teacher's tokens in colour and the commands that asked for them dimmed.
 
     Behind a command that got another number of tokens than it asked for stands a note that is no part of the
     completion: `<call>9</call>[3 of 9]`.
 
     `token_bytes` has the bytes of every token id, None for special tokens, which are not shown
-    (`CompiledProtocol.token_bytes`).
+    (`CompiledProtocol.token_bytes`). `marks_teacher` puts them into `<teacher>...</teacher>` as well, for where there
+    is no colour; tags that were written as text are escaped then.
     """
     notes = {
         span.start: f"[{span.num_tokens} of {span.num_requested_tokens}]" for span in completion.spans if is_cut(span)
@@ -28,7 +32,11 @@ def transcript(completion: Completion, token_bytes: Sequence[bytes | None]) -> T
     text, position = Text(), 0
     for author, token_ids in authored_runs(completion):
         run = b"".join(token_bytes[token_id] or b"" for token_id in token_ids)
-        text.append(escape_terminal(run.decode(errors="replace")), style=STYLES[author])
+        shown = escape_terminal(run.decode(errors="replace"))
+        if marks_teacher:
+            shown = WRITTEN_MARK.sub(r"\\x3c\1", shown)
+            shown = f"<teacher>{shown}</teacher>" if author == "teacher" else shown
+        text.append(shown, style=STYLES[author])
         position += len(token_ids)
         if author == "command" and position in notes:
             text.append(notes[position], style=STYLES["note"])
@@ -38,6 +46,16 @@ def transcript(completion: Completion, token_bytes: Sequence[bytes | None]) -> T
 def is_cut(span: RelaySpan) -> bool:
     """True for a command that got another number of tokens than it asked for."""
     return span.num_command_tokens > 0 and span.num_tokens != span.num_requested_tokens
+
+
+def has_colour(console: Console) -> bool:
+    """False in a file or a pipe, and where NO_COLOR asks for none."""
+    return console.color_system is not None and not console.no_color
+
+
+def verbatim(text: str) -> str:
+    """A Markdown block that shows `text` as it is."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def authored_runs(completion: Completion) -> Iterator[tuple[str, list[int]]]:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from relay_lightning import progress
 from relay_lightning.data.chat_template import encode_prompt, make_prompt
 from relay_lightning.data.loader import read_position
 from relay_lightning.data.problems import ProblemDataModule
@@ -24,6 +25,7 @@ from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.data.template_parts import template_parts
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.evaluation.evaluate import Judged, judged
 from relay_lightning.models.architecture import describe, recompute_activations
 from relay_lightning.models.loading import (
     load_config,
@@ -125,6 +127,11 @@ class RelayModule(LightningModule):
         """The date that a chat template writes into prompts: of the run's first start, kept in its checkpoints."""
         self._teacher_tokenizer: Any = None
         self._decoder: RelayDecoder | None = None
+        self.eval_num_samples = 1
+        """Completions of every problem in validation and test."""
+        self.eval_temperature = 0.0
+        self.last_judged: list[Judged] = []
+        """The completions that `judge` was given last."""
         self._evaluated: dict[str, tuple[float, float]] = {}
         self._has_new_validation = False
         """A validation ended after the schedule was advanced last."""
@@ -228,15 +235,18 @@ class RelayModule(LightningModule):
             limits.append(context_limit("teacher", config, encode))
         return limits
 
-    def decode(self, prompts: Sequence[Prompt], temperature: float = 0.0) -> list[Completion]:
-        """One completion per prompt: with the teacher if there is one, else teacher-free."""
-        with decoding_precision(self.device):
+    def decode(self, prompts: Sequence[Prompt], temperature: float = 0.0, num_samples: int = 1) -> list[Completion]:
+        """`num_samples` completions per prompt, in a row: with the teacher if there is one, else teacher-free."""
+        requests = [RelayRequest(prompt, index) for prompt in prompts for index in range(num_samples)]
+        name = "decoding" if self._trainer is None else str(self.trainer.state.stage or "decoding")
+        with decoding_precision(self.device), progress.work(name, len(requests), "completions") as work:
             return self.decoder.generate(
-                [RelayRequest(prompt) for prompt in prompts],
+                requests,
                 SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=temperature),
                 seed=self.seed,
                 policy="teacher_free" if self.teacher_name is None else "command",
                 **self.call_limits,
+                on_progress=work.update,
             )
 
     @property
@@ -292,8 +302,9 @@ class RelayModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._evaluated = {}
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Judged]:  # noqa: ARG002
         self._evaluated = add_ratios(self._evaluated, self.evaluate(batch.prompts))
+        return self.last_judged
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -302,8 +313,9 @@ class RelayModule(LightningModule):
     def on_test_epoch_start(self) -> None:
         self._evaluated = {}
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Judged]:  # noqa: ARG002
         self._evaluated = add_ratios(self._evaluated, self.evaluate(batch.prompts))
+        return self.last_judged
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
@@ -409,13 +421,15 @@ class RelayModule(LightningModule):
         )
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
-        """What validation and test report of some prompts, as numerators and denominators: greedy decoding."""
-        return self.judge(prompts, self.decode(prompts))
+        """What validation and test report of some prompts, as numerators and denominators: greedy unless told."""
+        completions = self.decode(prompts, self.eval_temperature, self.eval_num_samples)
+        return self.judge([prompt for prompt in prompts for _ in range(self.eval_num_samples)], completions)
 
     def judge(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, tuple[float, float]]:
         """Accuracy, answers that are missing or not understood, lengths and calls of a completion per prompt."""
         texts, answers = [completion.text for completion in completions], [prompt.answer or "" for prompt in prompts]
         statuses = judge_answers(texts, answers)
+        self.last_judged = list(map(judged, completions, statuses))
         ratios = answer_ratios(statuses) | completion_ratios(completions)
         named = {name.rsplit("/")[-1]: ratio for name, ratio in ratios.items()}
         return {"accuracy": (float(statuses.count(AnswerStatus.CORRECT)), float(len(statuses))), **named}

@@ -13,6 +13,7 @@ import torch
 from relay_kernels import relay_advantages
 from torch import Tensor
 
+from relay_lightning import progress
 from relay_lightning.data.stream import RolloutBatch
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.modules.phases import REWARD, ROLLOUT, PhaseClock
@@ -146,16 +147,19 @@ class RolloutSampler:
 
     def _decode_prompts(self, prompts: Sequence[Prompt], rollout_index: int, sampling_round: int) -> list[Completion]:
         settings = self._decoding
-        return self._decoder.generate(
-            [RelayRequest(prompt, index) for prompt in prompts for index in range(settings.group_size)],
-            settings.student,
-            teacher_sampling=settings.teacher,
-            seed=derive_seed(settings.seed, rollout_index, sampling_round),  # every rollout draws afresh
-            policy=settings.policy,
-            max_calls=settings.max_calls,
-            max_call_tokens=settings.max_call_tokens,
-            eos_policy=settings.eos_policy,
-        )
+        requests = [RelayRequest(prompt, index) for prompt in prompts for index in range(settings.group_size)]
+        with progress.work("rollout", len(requests), "completions") as work:
+            return self._decoder.generate(
+                requests,
+                settings.student,
+                teacher_sampling=settings.teacher,
+                seed=derive_seed(settings.seed, rollout_index, sampling_round),  # every rollout draws afresh
+                policy=settings.policy,
+                max_calls=settings.max_calls,
+                max_call_tokens=settings.max_call_tokens,
+                eos_policy=settings.eos_policy,
+                on_progress=work.update,
+            )
 
     def _split(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Samples whose rewards differ, and those whose do not."""

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from rich.progress import Progress
 from torch import Tensor
 
+from relay_lightning import progress
 from relay_lightning.data.sft import SelfSample, SFTBatch, WarmupDataModule
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
@@ -183,13 +183,12 @@ class WarmupModule(RelayModule):
             num_slots=self.num_slots,
             cuda_graphs=self.cuda_graphs,
         )
-        with Progress(transient=True) as progress:
-            task = progress.add_task("self-sampling", total=len(prompts) * self.samples_per_prompt)
+        with progress.work("self-sampling", len(prompts) * self.samples_per_prompt, "completions") as work:
             return draw_self_samples(
                 decoder,
                 prompts,
                 self.sampling,
                 samples_per_prompt=self.samples_per_prompt,
                 seed=self.seed,
-                on_progress=lambda num_finished: progress.update(task, completed=num_finished),
+                on_progress=work.update,
             )

@@ -30,6 +30,7 @@ from relay_lightning.commands.doubts import doubts, require_same_stage
 from relay_lightning.commands.parser import OneSentenceErrors
 from relay_lightning.commands.plan import OnMisfit, plan, plan_run
 from relay_lightning.commands.trainer_settings import require_usable
+from relay_lightning.commands.trust import require_trust
 from relay_lightning.data.problems import ProblemDataModule
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.sft import WarmupDataModule
@@ -120,6 +121,7 @@ class RelayCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        require_trust(self.config, args)
 
     def _parse_ckpt_path(self) -> None:
         """Resolves the run folder and the checkpoint, and refuses what cannot be used before anything is built."""

@@ -54,8 +54,9 @@ def test_run_killed_at_random_moments_ends_as_one_never_interrupted(whole, start
     for _ in range(3):
         known = modified_ns(saved)
         process = start(*arguments)
-        wait_for(lambda known=known: modified_ns(saved) != known, process)
-        time.sleep(rng.random() * 0.3)  # somewhere in the steps after it: in a rollout, an update, a log, or a write
+        # a run that was killed late may end before it saves again
+        wait_for(lambda known=known, run=process: modified_ns(saved) != known or run.poll() is not None, process)
+        time.sleep(rng.random() * 0.1)  # somewhere in the steps after it: in a rollout, an update, a log, or a write
         process.kill()
         process.communicate()
     process = start(*arguments)

@@ -61,7 +61,7 @@ def test_trust_of_one_model_is_not_that_of_another(in_process, config, hostile):
 @pytest.mark.parametrize(
     "given",
     [
-        ["--model.student_loading.trust_remote_code", "--model.teacher_loading.trust_remote_code=true"],
+        ["--model.student_loading.trust_remote_code", "true", "--model.teacher_loading.trust_remote_code=true"],
         [
             *("--model.init_args.student_loading", "{trust_remote_code: true}"),
             "--model.teacher_loading={trust_remote_code: true}",

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from relay_lightning.callbacks.checkpoint import LastCheckpoint
 from relay_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, read_checkpoint
@@ -28,9 +28,11 @@ from relay_lightning.callbacks.rollout_printer import RolloutPrinter
 from relay_lightning.callbacks.rollout_writer import RolloutWriter
 from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.callbacks.throughput import Throughput
+from relay_lightning.commands.doubts import doubts, require_same_stage
 from relay_lightning.commands.parser import OneSentenceErrors
 from relay_lightning.commands.plan import OnMisfit, plan, plan_run
 from relay_lightning.commands.trainer_settings import require_usable
+from relay_lightning.commands.trust import require_trust
 from relay_lightning.data.problems import ProblemDataModule
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.sft import WarmupDataModule
@@ -129,6 +131,7 @@ class RelayCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        require_trust(self.config, args)
 
     def _parse_ckpt_path(self) -> None:
         """Resolves the run folder and the checkpoint, and refuses what cannot be used before anything is built."""
@@ -139,7 +142,10 @@ class RelayCLI(LightningCLI):
         if is_continued:
             config.ckpt_path = self._find_last(folder)
         if config.ckpt_path is not None:
-            self._resumed_step = read_checkpoint(Path(config.ckpt_path), mmap=True)["global_step"]
+            checkpoint = read_checkpoint(Path(config.ckpt_path), mmap=True)
+            self._resumed_step = checkpoint["global_step"]
+            if self._chosen == "fit":
+                require_same_stage(checkpoint, config.ckpt_path, config.model.class_path)
             is_continued = is_continued or folder.contains(Path(config.ckpt_path))
         if self._writes_run_folder(config) and rank_zero_only.rank == 0:
             self._lock = folder.claim(is_continued=is_continued)
@@ -165,6 +171,9 @@ class RelayCLI(LightningCLI):
             )
         if isinstance(self.model, RelayModule):
             is_fit = self._chosen == "fit"
+            if is_fit:
+                for sentence in doubts(self.model):
+                    rank_zero_warn(sentence)
             plan_run(self.model, self.datamodule, self.trainer, self.config[self._chosen].plan if is_fit else "off")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -1,15 +1,16 @@
-"""AtomicCheckpointIO: a checkpoint is on the disk as a whole, or not at all."""
+"""AtomicCheckpointIO: a checkpoint is on the disk as a whole, or not at all, and a damaged one is not read."""
 
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
+
+from relay_lightning.callbacks.checksum import append_checksum, is_intact
 
 REQUIRED_KEYS = ("state_dict", "global_step", "pytorch-lightning_version")
 """What every checkpoint of Lightning has."""
@@ -27,20 +28,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         del storage_options  # where a file lies is all there is to say about it
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb+") as file:
                 torch.save(checkpoint, file)
+                append_checksum(file)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-            raise RuntimeError(
-                f"The checkpoint {path} could not be written ({error}); the one before it is intact."
-            ) from error
+            kept = "the one before it is intact" if path.exists() else "there is none before it"
+            raise RuntimeError(f"The checkpoint {path} could not be written ({error}); {kept}.") from error
         finally:
-            part.unlink(missing_ok=True)
+            if part.exists():
+                part.unlink()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -51,13 +53,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint of plain types.
+    """A checkpoint of plain types, after its checksums were compared.
 
     Raises FileNotFoundError if there is none, ValueError if the file is damaged or not a checkpoint of a run.
     """
-    if not path.is_file():
+    if path.is_dir():
+        raise ValueError(f"The checkpoint {path} is a folder; name a file in it, such as last.ckpt.")
+    if not path.exists():
         raise FileNotFoundError(f"The checkpoint {path} does not exist.")
-    if not zipfile.is_zipfile(path):
+    if not is_intact(path):
         raise ValueError(f"The checkpoint {path} cannot be read, it is damaged or of another program.")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)

@@ -70,8 +70,7 @@ def _export(ckpt_path: str, folder: Path, merge: bool, trust_remote_code: bool) 
 
 def model_settings(checkpoint: dict[str, Any], ckpt_path: str) -> dict[str, Any]:
     """The arguments of the module that was trained. Raises ValueError if the checkpoint does not say."""
-    config = yaml.safe_load(checkpoint.get(CONFIG_KEY, "")) or {}
-    settings = config.get("model", {}).get("init_args", {})
+    settings = module_config(checkpoint).get("init_args", {})
     if "student" not in settings:
         raise ValueError(
             f"{ckpt_path} does not say which student it trained; only checkpoints of `fit` can be exported."
@@ -90,6 +89,12 @@ def trained_config(settings: dict[str, Any]) -> RelayConfig:
     )
 
 
+def module_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """`class_path` and `init_args` of the module that was trained; empty if the checkpoint does not say."""
+    config = yaml.safe_load(checkpoint.get(CONFIG_KEY, "")) or {}
+    return config.get("model", {})
+
+
 def load_student_weights(student: Any, checkpoint: dict[str, Any], ckpt_path: str) -> None:
     """Puts the trained weights into `student`. Raises ValueError naming one that does not fit."""
     weights = {
@@ -101,6 +106,9 @@ def load_student_weights(student: Any, checkpoint: dict[str, Any], ckpt_path: st
     foreign = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     if foreign or not weights:
         raise ValueError(f"{ckpt_path} does not fit its student: {foreign[0] if foreign else 'it has no weights'}.")
+    trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    if missing := sorted(trained - weights.keys()):
+        raise ValueError(f"{ckpt_path} does not fit its student: it lacks the weight {missing[0]}.")
     student.load_state_dict(weights, strict=False)
 
 

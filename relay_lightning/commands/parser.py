@@ -28,14 +28,9 @@ class OneSentenceErrors:
     """Key -> type of the arguments of classes that the command line chooses, which no action stands for."""
 
     def parse_args(self, args: Sequence[str] | None = None, *positional: Any, **options: Any) -> Any:
-        """Parses `args`, with `true` behind every flag that stands alone.
-
-        Raises ValueError for trust that a configuration file gives, see `require_trust`.
-        """
+        """Parses `args`, with `true` behind every flag that stands alone."""
         args = self._with_true(list(sys.argv[1:] if args is None else args))
-        parsed = super().parse_args(args, *positional, **options)  # type: ignore[misc]
-        require_trust(parsed, args)
-        return parsed
+        return super().parse_args(args, *positional, **options)  # type: ignore[misc]
 
     def _with_true(self, args: Sequence[str]) -> list[str]:
         types = {action.dest: getattr(action, "_typehint", None) for action in _all_actions(self)}
@@ -77,6 +72,7 @@ def run_function(function: Callable[..., None], arguments: list[str], *, positio
         parser.add_argument(positional, nargs="?", default=default, help="given by its place")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
     parsed = parser.parse_args(arguments)
+    require_trust(parsed, arguments)
     del parsed["config"]
     function(**parser.instantiate_classes(parsed).as_dict())
 

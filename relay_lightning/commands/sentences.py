@@ -19,6 +19,11 @@ ABSENT_PACKAGE = re.compile(r"Requirement '[^']+' not met.*")
 NOT_A_CLASS = re.compile(r"Expected a path but \S+ either not accessible")
 NO_MODULE = re.compile(r"No module named '([^']+)'")
 NO_VALUE = re.compile(r"argument --(\S+): expected one argument")
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""Errors of the file system that are the user's to mend, wherever they are met."""
 NOISE = re.compile(
     "Does not validate against any|Subtypes:|Errors:|Given value"
     "|Expected a <class 'NoneType'>|Expected a path|Expected a dot import path"
@@ -40,11 +45,14 @@ EXPECTED = (
 def user_sentence(error: BaseException) -> str | None:
     """The sentence of an error that is addressed to the user; None for one that is a bug and needs its traceback.
 
-    Addressed is what a `raise` statement of this project, of Lightning or of an optimizer says, and a full disk.
+    Addressed is what a `raise` statement of this project, of Lightning or of an optimizer says, a full disk, and a file
+    or folder that cannot be used.
     """
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno == errno.ENOSPC:
             return f"The disk is full: {link}."
+        if isinstance(link, OSError) and link.errno in UNUSABLE and link.filename is not None:
+            return f"{link.filename} cannot be used: {link.strerror}."
         if isinstance(link, ADDRESSED) and _is_sentence(link):
             return _one_line(link)
         if type(link).__name__ == "MisconfigurationException":  # Lightning's own word to the user

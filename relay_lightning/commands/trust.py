@@ -36,7 +36,8 @@ def _given_trust(arguments: Sequence[str]) -> Iterator[tuple[str, ...]]:
         if not option.startswith("-") or name in CONFIG_OPTIONS:
             continue
         if not is_joined:
-            value = arguments[index + 1] if index + 1 < len(arguments) else ""
+            following = arguments[index + 1] if index + 1 < len(arguments) else "--"
+            value = "true" if following.startswith("--") else following  # a flag that stands alone is true
         try:
             read = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -42,6 +42,36 @@ def test_previous_checkpoint_stays_when_the_disk_is_full(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_no_previous_checkpoint_is_spoken_of_when_there_is_none(tmp_path: Path):
+    (tmp_path / "checkpoints").touch()  # where a folder is needed
+    with pytest.raises(RuntimeError, match=r"last\.ckpt could not be written .*; there is none before it\."):
+        AtomicCheckpointIO().save_checkpoint(checkpoint(1.0), tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_any_flipped_bit_is_found(tmp_path: Path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(checkpoint(1.0), path)
+    content = path.read_bytes()
+    last_bytes = range(len(content) - 50, len(content))  # where the checksum itself is
+    for place in (*range(0, len(content), 17), *last_bytes):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="it is damaged"):
+            read_checkpoint(path)
+
+
+def test_damaged_record_is_found_when_another_program_wrote_the_checkpoint(tmp_path: Path):
+    path = tmp_path / "last.ckpt"
+    torch.save(checkpoint(1.0, size=1000), path)
+    content = path.read_bytes()
+    assert read_checkpoint(path)["global_step"] == 3
+    value = torch.ones(2).numpy().tobytes()
+    path.write_bytes(content.replace(value, torch.full((2,), 1.5).numpy().tobytes(), 1))
+    with pytest.raises(ValueError, match="it is damaged"):
+        read_checkpoint(path)
+
+
 def test_previous_checkpoint_stays_when_the_process_is_killed_while_writing(tmp_path: Path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(1.0), path)

@@ -28,6 +28,18 @@ def test_folder_with_any_file_of_a_run_is_refused_and_left_alone(tmp_path: Path,
     RunFolder(tmp_path / "grpo").claim(is_continued=True)
 
 
+def test_folder_is_free_when_its_run_ended_before_the_first_checkpoint(tmp_path: Path):
+    folder = RunFolder(tmp_path / "grpo")
+    folder.claim(is_continued=False).close()
+    for left in (folder.rollouts(), folder.baseline, folder.checkpoints / "last.ckpt.part"):
+        left.parent.mkdir(exist_ok=True)
+        left.touch()
+    folder.claim(is_continued=False).close()
+    folder.last_checkpoint.touch()
+    with pytest.raises(FileExistsError):
+        folder.claim(is_continued=False)
+
+
 def test_the_folder_that_is_proposed_is_free(tmp_path: Path):
     for name in ("grpo", "grpo-2", "grpo-3"):
         (tmp_path / name).mkdir()

@@ -41,6 +41,14 @@ def test_full_disk_has_a_sentence_wherever_it_is_met():
     assert "rollouts.jsonl" in user_sentence(raised(write))
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
+def test_file_that_cannot_be_used_has_a_sentence_wherever_it_is_met(number):
+    def write():
+        raise OSError(number, "not here", "runs/grpo/rollouts.jsonl")
+
+    assert user_sentence(raised(write)) == "runs/grpo/rollouts.jsonl cannot be used: not here."
+
+
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes
   Subtypes: [<class 'LightningModule'>, <class 'NoneType'>]

@@ -61,7 +61,7 @@ def check_slots(slots: Tensor, num_slots: int, *, name: str = "slots") -> None:
     low, high = (int(bound) for bound in torch.aminmax(slots))
     if low < 0 or high >= num_slots:
         raise ValueError(f"{name} must lie in 0..{num_slots - 1}, it holds values from {low} to {high}")
-    values, counts = slots.unique(return_counts=True)
+    values, counts = torch.unique(slots, return_counts=True)
     if int(counts.max()) > 1:
         raise ValueError(f"{name} must be distinct, it holds {int(values[counts.argmax()])} more than once")
 

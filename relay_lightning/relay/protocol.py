@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -121,9 +121,8 @@ class CompiledProtocol:
         table = self.table
         if num_token_ids == table.vocab_size:
             return table
-        columns = (table.next_state, table.is_complete, table.digit_action)
-        narrow = [column[:, :num_token_ids].contiguous() for column in columns]
-        return CommandTable(*narrow, table.digit_scale, table.digit_value)
+        names = ("next_state", "is_complete", "digit_action")
+        return replace(table, **{name: getattr(table, name)[:, :num_token_ids].contiguous() for name in names})
 
     @property
     def token_bytes(self) -> list[bytes | None]:

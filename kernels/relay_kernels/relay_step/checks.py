@@ -6,7 +6,7 @@ Shapes: N rows of logits, S slots, V vocabulary, L longest completion, E end-of-
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import fields
 
 import torch
@@ -96,7 +96,7 @@ def check_step(
         _check_values(state, slots, writer, table, eos_token_ids, logits.shape[1])
         for name, value in parameters.items():
             if isinstance(value, Tensor):
-                for number in value.unique().tolist():
+                for number in torch.unique(value).tolist():
                     _check_parameter(name, number)
 
 
@@ -117,7 +117,7 @@ def check_transitions(table: CommandTable) -> None:
             _checked_transitions[tensor] = version
 
 
-_checked_transitions = WeakIdKeyDictionary()
+_checked_transitions: MutableMapping[Tensor, tuple[int, int]] = WeakIdKeyDictionary()
 """Tensors of command tables whose values are known to be in range: their versions, and the range."""
 
 

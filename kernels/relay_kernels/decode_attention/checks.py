@@ -165,6 +165,7 @@ def _check_table(block_table: Tensor, num_blocks: int, block_size: int, cache_se
             f"it holds {int(used.min())}..{int(used.max())}"
         )
     written = block_table[is_used & ((column + 1) * block_size > length)]
-    if len(written.unique()) < len(written):
-        repeated = next(block for block in written.tolist() if int((written == block).sum()) > 1)
+    blocks, counts = torch.unique(written, return_counts=True)
+    if len(blocks) < len(written):
+        repeated = int(blocks[counts.argmax()])
         raise ValueError(f"block_table must not let two rows write to one block, as they do to block {repeated}")

@@ -304,7 +304,7 @@ def _append_kernel(
     dim = tl.arange(0, BLOCK_D)
     length = tl.load(cache_seqlens_ptr + row).to(tl.int64)
     num_new = tl.load(num_new_ptr + row) if num_new_ptr is not None else num_tokens
-    # A row of a negative length or of one block that does not exist has no new tokens; nor has a length near 2 ** 63 room.
+    # A row of a negative length, or of one block that does not exist, has no new tokens; a length near 2 ** 63 no room.
     table_row = table_ptr + row * table_stride_b if table_ptr is not None else table_ptr
     only_block = row
     if BLOCK_SIZE == 0 and table_ptr is not None:

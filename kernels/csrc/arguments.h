@@ -36,7 +36,13 @@ inline bool take_integers(const TensorView& tensor, DLDevice device, int64_t cou
   return true;
 }
 
-// Whether no integer occurs twice. Slots in ascending order, as decode steps have them, are compared in place.
+// Whether no integer of `values` occurs twice, which it sorts; ascending ones are compared in place.
+inline bool are_distinct(std::vector<int64_t>* values) {
+  if (!std::is_sorted(values->begin(), values->end())) std::sort(values->begin(), values->end());
+  return std::adjacent_find(values->begin(), values->end()) == values->end();
+}
+
+// Whether no integer of the rows occurs twice. Slots in ascending order, as decode steps have them, are compared in place.
 inline bool are_distinct(const RowIntegers& rows, int64_t count) {
   if (rows.data == nullptr) return true;
   int64_t row = 1;
@@ -44,8 +50,7 @@ inline bool are_distinct(const RowIntegers& rows, int64_t count) {
   if (row >= count) return true;
   std::vector<int64_t> sorted(static_cast<size_t>(count));
   for (row = 0; row < count; ++row) sorted[static_cast<size_t>(row)] = rows[row];
-  std::sort(sorted.begin(), sorted.end());
-  return std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
+  return are_distinct(&sorted);
 }
 
 // Whether several elements share one address, as after `expand`: such a tensor is not written to.
@@ -54,6 +59,19 @@ inline bool has_shared_elements(const TensorView& tensor) {
     if (tensor.size(i) > 1 && tensor.stride(i) == 0) return true;
   }
   return false;
+}
+
+// A [rows, at least 1] table of int32 or int64 into `table`; false if the tensor is anything else.
+inline bool take_table(const TensorView& tensor, DLDevice device, int64_t num_rows, BlockTable* table) {
+  const bool is_wide = has_type(tensor, kDLInt, 64);
+  if (!is_on(tensor, device) || tensor.ndim() != 2 || tensor.size(0) != num_rows || tensor.size(1) == 0) return false;
+  if (!is_wide && !has_type(tensor, kDLInt, 32)) return false;
+  table->data = tensor.data_ptr();
+  table->is_wide = is_wide;
+  table->row_stride = num_rows > 1 ? tensor.stride(0) : 0;
+  table->stride = tensor.size(1) > 1 ? tensor.stride(1) : 0;
+  table->num_columns = tensor.size(1);
+  return true;
 }
 
 // A [., ., heads, D] tensor of the given type on the CPU, contiguous along D, into `heads`.

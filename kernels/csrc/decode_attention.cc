@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <vector>
 
 #include "arguments.h"
 #include "cpu/kernels.h"
@@ -12,29 +13,39 @@
 namespace relay {
 namespace {
 
+constexpr int64_t kBlockStep = 16;  // decode_attention/checks.py: BLOCK_STEP
 constexpr int64_t kWorkOfAThread = 1 << 15;
 // Products below which another thread costs more than it takes over: about 5 us of them.
 constexpr int64_t kMostColumns = int64_t{1} << 40;
 // More cached tokens of one row than any memory holds; the size of the scratch does not overflow below.
 
-// The rows' integers, all values checked: nothing that passes makes the kernels leave a slot, and no two rows have one
-// slot. The length of a row without new tokens is not used, so it may exceed the capacity.
+// The rows' integers, all values checked: nothing that passes makes the kernels leave the cache, and no two rows write to
+// one block. The length and the blocks of a row without new tokens are not used, so they may be anything.
 template <typename T>
 bool take_rows(const TensorView& cache, const TensorView& cache_seqlens, const Optional<TensorView>& num_new,
-               const Optional<TensorView>& slots, Attention<T>* a) {
-  const int64_t num_slots = cache.size(0), capacity = cache.size(1);
+               const Optional<TensorView>& block_table, Attention<T>* a) {
+  const int64_t num_blocks = cache.size(0), block_size = cache.size(1);
   a->num_new.fallback = a->num_tokens;
-  a->slots.step = 1;
   if (!take_integers(cache_seqlens, kCpu, a->num_rows, &a->cache_seqlens)) return false;
   if (num_new.has_value() && !take_integers(num_new.value(), kCpu, a->num_rows, &a->num_new)) return false;
-  if (slots.has_value() && !take_integers(slots.value(), kCpu, a->num_rows, &a->slots)) return false;
+  if (block_table.has_value() && !take_table(block_table.value(), kCpu, a->num_rows, &a->blocks)) return false;
+  if (!block_table.has_value() && a->num_rows > num_blocks) return false;
+  a->blocks.block_size = block_size;
+  if (a->blocks.num_columns > 1 && block_size % kBlockStep != 0) return false;
+  const int64_t capacity = block_size * a->blocks.num_columns;
+  std::vector<int64_t> written;
   for (int64_t row = 0; row < a->num_rows; ++row) {
-    const int64_t length = a->cache_seqlens[row], added = a->num_new[row], slot = a->slots[row];
+    const int64_t length = a->cache_seqlens[row], added = a->num_new[row];
     if (length < 0 || added < 0 || added > a->num_tokens) return false;
-    if (added > 0 && length > capacity - added) return false;
-    if (slot < 0 || slot >= num_slots) return false;
+    if (added == 0) continue;
+    if (length > capacity - added) return false;
+    for (int64_t column = 0; column * block_size < length + added; ++column) {
+      const int64_t block = a->blocks.at(row, column);
+      if (block < 0 || block >= num_blocks) return false;
+      if (block_table.has_value() && (column + 1) * block_size > length) written.push_back(block);
+    }
   }
-  return are_distinct(a->slots, a->num_rows);
+  return are_distinct(&written);
 }
 
 // The caches and, where given, the new tokens: equal types and shapes.
@@ -85,7 +96,7 @@ template <typename T>
 bool decode_attention_as(const TensorView& output, const TensorView& query, const TensorView& key_cache,
                          const TensorView& value_cache, const TensorView& cache_seqlens,
                          const Optional<TensorView>& new_key, const Optional<TensorView>& new_value,
-                         const Optional<TensorView>& num_new, const Optional<TensorView>& slots, Optional<double> scale,
+                         const Optional<TensorView>& num_new, const Optional<TensorView>& block_table, Optional<double> scale,
                          int64_t num_threads, void (*attend)(const Attention<T>&, int64_t, int64_t, float*, int64_t)) {
   Attention<T> a{};
   const DLDataType dtype = query.dtype();
@@ -98,7 +109,7 @@ bool decode_attention_as(const TensorView& output, const TensorView& query, cons
   if (!take_caches(key_cache, value_cache, new_key, new_value, dtype, &a)) return false;
   if (a.num_heads % a.num_kv_heads != 0 || query.size(3) != a.head_size) return false;
   if (!has_shape(output, a.num_rows, a.num_tokens, a.num_heads, a.head_size)) return false;
-  if (!take_rows(key_cache, cache_seqlens, num_new, slots, &a)) return false;
+  if (!take_rows(key_cache, cache_seqlens, num_new, block_table, &a)) return false;
   if (a.head_size > 0) run(a, attend, num_threads);
   return true;
 }
@@ -106,15 +117,15 @@ bool decode_attention_as(const TensorView& output, const TensorView& query, cons
 // Writes the attention of the new tokens to `output`, after appending them where given. False: refused, nothing done.
 bool decode_attention(TensorView output, TensorView query, TensorView key_cache, TensorView value_cache,
                       TensorView cache_seqlens, Optional<TensorView> new_key, Optional<TensorView> new_value,
-                      Optional<TensorView> num_new, Optional<TensorView> slots, Optional<double> scale,
+                      Optional<TensorView> num_new, Optional<TensorView> block_table, Optional<double> scale,
                       int64_t num_threads) {
   if (has_type(query, kDLFloat, 32)) {
     return decode_attention_as<float>(output, query, key_cache, value_cache, cache_seqlens, new_key, new_value,
-                                      num_new, slots, scale, num_threads, cpu_kernels().attend_float32);
+                                      num_new, block_table, scale, num_threads, cpu_kernels().attend_float32);
   }
   if (has_type(query, kDLBfloat, 16)) {
     return decode_attention_as<BFloat16>(output, query, key_cache, value_cache, cache_seqlens, new_key, new_value,
-                                         num_new, slots, scale, num_threads, cpu_kernels().attend_bfloat16);
+                                         num_new, block_table, scale, num_threads, cpu_kernels().attend_bfloat16);
   }
   return false;
 }
@@ -122,13 +133,13 @@ bool decode_attention(TensorView output, TensorView query, TensorView key_cache,
 template <typename T>
 bool append_kv_as(const TensorView& key_cache, const TensorView& value_cache, const TensorView& new_key,
                   const TensorView& new_value, const TensorView& cache_seqlens, const Optional<TensorView>& num_new,
-                  const Optional<TensorView>& slots, void (*append)(const Attention<T>&, int64_t, int64_t)) {
+                  const Optional<TensorView>& block_table, void (*append)(const Attention<T>&, int64_t, int64_t)) {
   Attention<T> a{};
   if (new_key.ndim() != 4) return false;
   a.num_rows = new_key.size(0);
   a.num_tokens = new_key.size(1);
   if (!take_caches<T>(key_cache, value_cache, new_key, new_value, key_cache.dtype(), &a)) return false;
-  if (!take_rows(key_cache, cache_seqlens, num_new, slots, &a)) return false;
+  if (!take_rows(key_cache, cache_seqlens, num_new, block_table, &a)) return false;
   for (int64_t row = 0; row < a.num_rows && a.head_size > 0; ++row) {
     for (int64_t head = 0; head < a.num_kv_heads; ++head) append(a, row, head);
   }
@@ -137,13 +148,13 @@ bool append_kv_as(const TensorView& key_cache, const TensorView& value_cache, co
 
 // Appends the new tokens to the caches. False: refused, nothing done.
 bool append_kv(TensorView key_cache, TensorView value_cache, TensorView new_key, TensorView new_value,
-               TensorView cache_seqlens, Optional<TensorView> num_new, Optional<TensorView> slots) {
+               TensorView cache_seqlens, Optional<TensorView> num_new, Optional<TensorView> block_table) {
   if (has_type(key_cache, kDLFloat, 32)) {
-    return append_kv_as<float>(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots,
+    return append_kv_as<float>(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, block_table,
                                cpu_kernels().append_float32);
   }
   if (has_type(key_cache, kDLBfloat, 16)) {
-    return append_kv_as<BFloat16>(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots,
+    return append_kv_as<BFloat16>(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, block_table,
                                   cpu_kernels().append_bfloat16);
   }
   return false;

@@ -42,12 +42,27 @@ struct RowIntegers {
   }
 };
 
-// softmax(scale * q k^T) v over slot caches; see decode_attention/reference.py.
+// The KV blocks of each row, int32 or int64; block `row` alone where the caller gave no table.
+struct BlockTable {
+  const void* data = nullptr;
+  bool is_wide = false;
+  int64_t row_stride = 0, stride = 0, num_columns = 1;
+  int64_t block_size = 0;  // tokens of a block
+
+  int64_t at(int64_t row, int64_t column) const {
+    if (data == nullptr) return row;
+    const int64_t index = row * row_stride + column * stride;
+    return is_wide ? static_cast<const int64_t*>(data)[index] : static_cast<const int32_t*>(data)[index];
+  }
+};
+
+// softmax(scale * q k^T) v over a paged cache; see decode_attention/reference.py.
 template <typename T>
 struct Attention {
   Heads<const T> query, new_key, new_value;  // new_key.data null: the new tokens are in the cache already
   Heads<T> key_cache, value_cache, output;
-  RowIntegers cache_seqlens, num_new, slots;
+  RowIntegers cache_seqlens, num_new;
+  BlockTable blocks;
   int64_t num_rows, num_tokens, num_heads, num_kv_heads, head_size;
   float scale;
 };

@@ -103,7 +103,7 @@ class SlotKVCache:
             new_key=_as(keys, dtype),
             new_value=_as(values, dtype),
             num_new=self._num_new,
-            slots=self._slots,
+            block_table=None if self._slots is None else self._slots[:, None],
             scale=scale,
             backend=self._backend,
         )

@@ -69,7 +69,7 @@ def test_logits_equal_a_plain_forward_pass(architecture: str, attention: str):
 
 def test_a_model_with_flash_attention_decodes_with_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "flash_attn", flash_attention)
-    monkeypatch.setattr(sys.modules["relay_kernels.decode_attention"], "why_not_flash", lambda _: None)
+    monkeypatch.setattr(sys.modules["relay_kernels.decode_attention"], "why_not_flash", lambda *_: None)
     flash = MagicMock(side_effect=flash_attention.flash_attn_with_kvcache)
     monkeypatch.setattr(flash_attention, "flash_attn_with_kvcache", flash)
     model, context = random_model("qwen3", VOCAB_SIZE), random_tokens(9, 0)

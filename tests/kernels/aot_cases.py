@@ -17,22 +17,53 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+PAGED = {
+    "one token, D 128, bf16": {},
+    "one token, D 64, bf16": {"size": 64},
+    "one token, D 256, bf16": {"size": 256},
+    "one token, D 128, fp32": {"dtype": torch.float32},
+    "chunk of 128, D 128, bf16": {"tokens": 128},
+    "chunk of 128 in the cache": {"tokens": 128, "is_appending": False},
+}
+
+
 def decode_attention_cases(op: ModuleType) -> dict[str, Case]:
     def call(
-        *, rows=64, tokens=1, heads=16, kv_heads=8, size=128, capacity=4096, dtype=torch.bfloat16, is_appending=True
+        *,
+        rows=64,
+        tokens=1,
+        heads=16,
+        kv_heads=8,
+        size=128,
+        capacity=4096,
+        dtype=torch.bfloat16,
+        is_appending=True,
+        block_size=None,
     ):
         new = meta(rows, tokens, kv_heads, size, dtype=dtype) if is_appending else None
-        cache = meta(rows, kv_heads, capacity, size, dtype=dtype).transpose(1, 2)
-        lengths = meta(rows, dtype=torch.int32)
+        block_size = block_size or capacity
+        cache = meta(rows * capacity // block_size, kv_heads, block_size, size, dtype=dtype).transpose(1, 2)
+        lengths, table = meta(rows, dtype=torch.int32), meta(rows, capacity // block_size, dtype=torch.int32)
         return lambda: op.decode_attention_triton(
-            meta(rows, tokens, heads, size, dtype=dtype), cache, cache, lengths, new, new, lengths, lengths, size**-0.5
+            meta(rows, tokens, heads, size, dtype=dtype), cache, cache, lengths, new, new, lengths, table, size**-0.5
         )
 
-    def append():
-        cache, new, lengths = meta(64, 4096, 8, 128), meta(64, 128, 8, 128), meta(64, dtype=torch.int32)
-        op.append_kv_triton(cache, cache, new, new, lengths, lengths, lengths)
+    def append(num_blocks, block_size):
+        cache, new, lengths = (
+            meta(64 * num_blocks, block_size, 8, 128),
+            meta(64, 128, 8, 128),
+            meta(64, dtype=torch.int32),
+        )
+        table = meta(64, num_blocks, dtype=torch.int32)
+        return lambda: op.append_kv_triton(cache, cache, new, new, lengths, lengths, table)
 
-    cases = {"one token, D 128, bf16": call(), "chunk of 128, D 128, bf16": call(tokens=128), "append 128": append}
+    cases = {"one token, D 128, bf16": call(), "chunk of 128, D 128, bf16": call(tokens=128)}
+    cases |= {"append 128": append(1, 4096), "append 128, blocks of 16": append(256, 16)}
+    for block_size in (16, 32, 256):
+        paged = {
+            f"{name}, blocks of {block_size}": call(block_size=block_size, **shape) for name, shape in PAGED.items()
+        }
+        cases |= paged
     cases |= {f"one token, D {size}, bf16": call(size=size) for size in (64, 80, 96, 256)}
     cases |= {f"chunk of 128, D {size}, bf16": call(size=size, tokens=128) for size in (64, 80, 96, 256)}
     cases |= {f"one token, D {size}, fp32": call(size=size, dtype=torch.float32) for size in (64, 128, 256)}

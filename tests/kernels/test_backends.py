@@ -164,7 +164,12 @@ def step(**options):
         ("sine", lambda: rotate_heads(*[empty(1, 1, 2, 8)] * 2, empty(1, 1, 8), empty(1, 1, 8, **META))),
         ("new_key", lambda: append_kv(*[empty(1, 4, 2, 8)] * 2, *[empty(1, 1, 2, 8, **META)] * 2, empty(1, **ROWS))),
         ("query", lambda: decode_attention(empty(1, 1, 2, 8), *[empty(1, 4, 2, 8, **META)] * 2, empty(1, **ROWS))),
-        ("slots", lambda: decode_attention(*[empty(1, 1, 2, 8)] * 3, empty(1, **ROWS), slots=empty(1, **META, **ROWS))),
+        (
+            "block_table",
+            lambda: decode_attention(
+                *[empty(1, 1, 2, 8)] * 3, empty(1, **ROWS), block_table=empty(1, 1, **META, **ROWS)
+            ),
+        ),
         ("eos_token_ids", lambda: step(eos_token_ids=empty(1, **META, **ROWS))),
         ("temperature", lambda: step(eos_token_ids=empty(1, **ROWS), temperature=empty(2, **META))),
         ("num_calls", lambda: relay_advantages(*[empty(2, **ROWS)] * 3, empty(2, **META, **ROWS), 2)),

@@ -76,13 +76,13 @@ def attend_rows(inputs, slots, dtype):
 def test_each_row_attends_to_its_own_slot_up_to_its_own_length(backend, dtype, shape, assert_as_exact_as):
     inputs, slots = make(dtype=dtype, **shape), torch.tensor([2, 0, 1])
     truth, plain = attend_rows(inputs, slots, torch.float64), attend_rows(inputs, slots, dtype)
-    assert_as_exact_as(decode_attention(**inputs, slots=slots, backend=backend), plain, truth)
+    assert_as_exact_as(decode_attention(**inputs, block_table=slots[:, None], backend=backend), plain, truth)
 
 
 def test_the_definition_equals_pytorch_in_double_precision():
     inputs, slots = make(dtype=torch.float64), torch.tensor([4, 0, 2])
     expected = attend_rows(inputs, slots, torch.float64)
-    torch.testing.assert_close(decode_attention(**inputs, slots=slots), expected)
+    torch.testing.assert_close(decode_attention(**inputs, block_table=slots[:, None]), expected)
 
 
 @pytest.mark.parametrize("layout", ["token-major", "head-major", "sliced"])
@@ -105,7 +105,9 @@ def test_scores_of_any_size_give_the_weights_of_pytorch(backend):
     inputs["key_cache"][0, 3] = -torch.inf
     inputs["query"] = inputs["query"].abs()
     expected = attend_rows(inputs, slots, torch.float64).float()
-    torch.testing.assert_close(decode_attention(**inputs, slots=slots, backend=backend), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        decode_attention(**inputs, block_table=slots[:, None], backend=backend), expected, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_what_is_not_a_number_in_sight_shows(backend):
@@ -178,7 +180,7 @@ def test_append_writes_the_new_tokens_and_nothing_else(backend):
         inputs["new_value"],
         inputs["cache_seqlens"],
         num_new=num_new,
-        slots=slots,
+        block_table=slots[:, None],
         backend=backend,
     )
     before[1, 0:2] = inputs["new_key"][0]
@@ -202,7 +204,7 @@ def test_a_row_does_not_depend_on_its_neighbours(backend):
     whole = decode_attention(**{name: tensor.clone() for name, tensor in inputs.items()}, backend=backend)
     alone = {name: tensor[1:2] for name, tensor in inputs.items() if "cache" not in name or name == "cache_seqlens"}
     caches = {name: inputs[name] for name in ("key_cache", "value_cache")}
-    row = decode_attention(**alone, **caches, slots=torch.tensor([1]), backend=backend)
+    row = decode_attention(**alone, **caches, block_table=torch.tensor([[1]]), backend=backend)
     torch.testing.assert_close(row, whole[1:2])
 
 
@@ -255,14 +257,17 @@ def test_nothing_is_computed_when_there_are_no_rows_or_no_tokens(backend, rows):
         ("cache_seqlens", lambda x: x["cache_seqlens"][:2]),
         ("num_new", lambda _: torch.tensor([0, 1, 3])),
         ("num_new", lambda _: torch.tensor([0, -1, 0])),
-        ("slots", lambda _: torch.tensor([0, 1, 5])),
-        ("slots", lambda _: torch.tensor([-1, 1, 2])),
-        ("slots", lambda _: torch.tensor([0, 1])),
-        ("slots", lambda _: torch.tensor([0, 0, 1])),
-        ("slots", lambda _: torch.tensor([4, 1, 4], dtype=torch.int32)),
-        ("slots", lambda _: torch.tensor([0, 1, 2**62])),
-        ("slots", lambda _: torch.tensor([0, 1, -(2**63)])),
-        ("slots", lambda _: torch.tensor(2).expand(3)),
+        ("block_table", lambda _: torch.tensor([[0], [1], [5]])),
+        ("block_table", lambda _: torch.tensor([[-1], [1], [2]])),
+        ("block_table", lambda _: torch.tensor([[0], [1]])),
+        ("block_table", lambda _: torch.tensor([[0], [0], [1]])),
+        ("block_table", lambda _: torch.tensor([[4], [1], [4]], dtype=torch.int32)),
+        ("block_table", lambda _: torch.tensor([[0], [1], [2**62]])),
+        ("block_table", lambda _: torch.tensor([[0], [1], [-(2**63)]])),
+        ("block_table", lambda _: torch.tensor([[2]]).expand(3, 1)),
+        ("block_table", lambda _: torch.tensor([0, 1, 2])),
+        ("block_table", lambda _: torch.zeros(3, 0, dtype=torch.int64)),
+        ("block_table", lambda _: torch.zeros(3, 1)),
         ("cache_seqlens", lambda _: torch.tensor([2**62, 1, 1])),
         ("cache_seqlens", lambda _: torch.tensor([2**63 - 1, 1, 1])),
         ("cache_seqlens", lambda _: torch.tensor([2**31 - 1, 1, 1], dtype=torch.int32)),
@@ -297,8 +302,8 @@ def test_a_bad_argument_is_named_and_nothing_is_written(backend, name, change):
         ("cache_seqlens", lambda x: x["cache_seqlens"].float()),
         ("cache_seqlens", lambda x: x["cache_seqlens"] + 1),
         ("num_new", lambda _: torch.tensor([0, 1, 3])),
-        ("slots", lambda _: torch.tensor([0, 1, 5])),
-        ("slots", lambda _: torch.tensor([3, 1, 3])),
+        ("block_table", lambda _: torch.tensor([[0], [1], [5]])),
+        ("block_table", lambda _: torch.tensor([[3], [1], [3]])),
         ("cache_seqlens", lambda _: torch.tensor([2**63 - 1, 1, 1])),
         ("key_cache", lambda x: x["key_cache"][:1].expand(5, -1, -1, -1)),
     ],
@@ -313,9 +318,9 @@ def test_a_bad_argument_of_the_append_is_named_and_nothing_is_written(backend, n
     assert torch.equal(inputs["key_cache"], before)
 
 
-def test_more_rows_than_slots_are_refused_without_names_of_slots(backend):
+def test_more_rows_than_blocks_are_refused_without_a_block_table(backend):
     inputs = make(slots=2)
-    with pytest.raises(ValueError, match="query has 3 rows, key_cache 2 slots"):
+    with pytest.raises(ValueError, match="query has 3 rows, key_cache 2 blocks"):
         decode_attention(**inputs, backend=backend)
 
 
@@ -339,13 +344,14 @@ def test_append_by_definition_waits_for_no_value_and_drops_what_is_beyond_the_ca
     """Picking out the new tokens would ask the device how many they are, which fake tensors cannot say."""
     inputs = make(tokens=6, capacity=4)
     names = ("key_cache", "value_cache", "new_key", "new_value")
-    lengths, num_new, slots = torch.tensor([0, 3, 2]), torch.tensor([6, 2, 1]), torch.tensor([1, 3, 0])
+    lengths, num_new = torch.tensor([0, 3, 2]), torch.tensor([6, 2, 1])
+    table = torch.tensor([[1], [3], [0]])
     before = inputs["key_cache"].clone()
-    append_kv_reference(*(inputs[name] for name in names), lengths, num_new, slots)
+    append_kv_reference(*(inputs[name] for name in names), lengths, num_new, table)
     before[1] = inputs["new_key"][0, :4]
     before[3, 3] = inputs["new_key"][1, 0]
     before[0, 2] = inputs["new_key"][2, 0]
     assert torch.equal(inputs["key_cache"], before)
     with FakeTensorMode() as mode:
-        fakes = [mode.from_tensor(tensor) for tensor in (*(inputs[name] for name in names), lengths, num_new, slots)]
+        fakes = [mode.from_tensor(tensor) for tensor in (*(inputs[name] for name in names), lengths, num_new, table)]
         append_kv_reference(*fakes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from relay_kernels import backends, decode_attention
 from relay_kernels.decode_attention import flash_impl
-from relay_kernels.decode_attention.flash_impl import why_not_flash
+from relay_kernels.decode_attention.flash_impl import BLOCK_STEP, why_not_flash
 
 NUM_SLOTS, CAPACITY, SIZE = 5, 24, 16
 
@@ -19,7 +19,7 @@ NUM_SLOTS, CAPACITY, SIZE = 5, 24, 16
 def _double(monkeypatch):
     """FlashAttention's double in its place, which takes any device and dtype."""
     monkeypatch.setitem(sys.modules, "flash_attn", flash_attention)
-    monkeypatch.setattr(sys.modules["relay_kernels.decode_attention"], "why_not_flash", lambda _: None)
+    monkeypatch.setattr(sys.modules["relay_kernels.decode_attention"], "why_not_flash", lambda *_: None)
 
 
 def make(num_tokens, lengths=(0, 7, 3), device="cpu", dtype=torch.float32, is_appending=True):
@@ -62,12 +62,12 @@ def test_a_whole_chunk_is_attended_to_as_defined(num_tokens, is_appending, scale
 
 @pytest.mark.usefixtures("_double")
 @pytest.mark.parametrize("num_new", [[5, 2, 0], [1, 5, 4]])
-@pytest.mark.parametrize("slots", [None, [0, 1, 2]])
-def test_padding_is_neither_appended_nor_attended_to(num_new, slots):
-    slots = None if slots is None else torch.tensor(slots, dtype=torch.int64)
+@pytest.mark.parametrize("blocks", [None, [[0], [1], [2]]])
+def test_padding_is_neither_appended_nor_attended_to(num_new, blocks):
+    table = None if blocks is None else torch.tensor(blocks, dtype=torch.int64)
     # The last row ends at the capacity: its padding must not be read beyond it.
     inputs = make(5, lengths=(0, 7, CAPACITY - num_new[2]))
-    assert_flash_is_the_reference(inputs, num_new=torch.tensor(num_new), slots=slots)
+    assert_flash_is_the_reference(inputs, num_new=torch.tensor(num_new), block_table=table)
 
 
 @pytest.mark.usefixtures("_double")
@@ -77,11 +77,22 @@ def test_rows_that_rest_stay_as_they_are_in_a_step():
 
 
 @pytest.mark.usefixtures("_double")
-def test_rows_use_the_slots_they_are_given():
+def test_rows_use_the_blocks_they_are_given():
     inputs = make(2)
     for name in ("key_cache", "value_cache"):
         inputs[name] = inputs[name][[3, 0, 4, 2, 1]]
-    assert_flash_is_the_reference(inputs, slots=torch.tensor([1, 4, 3]))
+    assert_flash_is_the_reference(inputs, block_table=torch.tensor([[1], [4], [3]]))
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize("num_new", [None, [5, 2, 0]])
+def test_rows_of_several_blocks_are_read_through_their_table(num_new):
+    inputs = make(5, lengths=(250, 255, 509))
+    generator = torch.Generator().manual_seed(1)
+    for name in ("key_cache", "value_cache"):
+        inputs[name] = torch.randn(7, BLOCK_STEP, 2, SIZE, generator=generator)
+    table = torch.tensor([[6, 1, 99], [0, 3, -1], [2, 4, 5]])
+    assert_flash_is_the_reference(inputs, num_new=None if num_new is None else torch.tensor(num_new), block_table=table)
 
 
 @pytest.mark.usefixtures("_double")
@@ -100,10 +111,12 @@ def test_it_is_refused_with_the_reason_where_it_cannot_run(monkeypatch):
     def on_gpu(dtype, size):
         return SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 1, 4, size))
 
-    assert "not torch.float32" in why_not_flash(on_gpu(torch.float32, 64))
-    assert "not 36" in why_not_flash(on_gpu(torch.float16, 36))
-    assert "not 264" in why_not_flash(on_gpu(torch.float16, 264))
-    assert why_not_flash(on_gpu(torch.bfloat16, 128)) is None
+    cache, table = torch.empty(4, 16, 2, 64), torch.zeros(1, 3)
+    assert "not torch.float32" in why_not_flash(on_gpu(torch.float32, 64), cache, None)
+    assert "not 36" in why_not_flash(on_gpu(torch.float16, 36), cache, None)
+    assert "not 264" in why_not_flash(on_gpu(torch.float16, 264), cache, None)
+    assert "a multiple of 256 tokens, not 16" in why_not_flash(on_gpu(torch.bfloat16, 128), cache, table)
+    assert why_not_flash(on_gpu(torch.bfloat16, 128), cache, table[:, :1]) is None
 
 
 def test_it_never_runs_unasked_and_in_no_other_op(monkeypatch):
@@ -117,11 +130,11 @@ def test_it_never_runs_unasked_and_in_no_other_op(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("num_tokens", [1, 5])
 @pytest.mark.parametrize("num_new", [None, [1, 0, 1]])
-@pytest.mark.parametrize("slots", [None, [0, 1, 2]])
-def test_flash_attention_itself_does_what_its_double_does(num_tokens, num_new, slots):
+@pytest.mark.parametrize("block_table", [None, [[0], [1], [2]]])
+def test_flash_attention_itself_does_what_its_double_does(num_tokens, num_new, block_table):
     pytest.importorskip("flash_attn")
     options = {
         name: None if values is None else torch.tensor(values, device="cuda")
-        for name, values in (("num_new", num_new), ("slots", slots))
+        for name, values in (("num_new", num_new), ("block_table", block_table))
     }
     assert_flash_is_the_reference(make(num_tokens, device="cuda", dtype=torch.bfloat16), **options)

@@ -119,10 +119,12 @@ def test_slots_and_strided_caches(device):
     inputs = make(device, torch.float32, lengths=[4, 20, 11])
     slots = torch.tensor([2, 0, 1], device=device)
     heads_first = {name: inputs[name].transpose(1, 2).contiguous() for name in ("key_cache", "value_cache")}
-    expected = decode_attention(**{k: v.clone() for k, v in inputs.items()}, slots=slots, backend="reference")
+    expected = decode_attention(
+        **{k: v.clone() for k, v in inputs.items()}, block_table=slots[:, None], backend="reference"
+    )
     query = torch.cat([inputs["query"], inputs["query"]], dim=-2)[:, :, : inputs["query"].shape[2]]
     views = {name: cache.transpose(1, 2)[:, :30] for name, cache in heads_first.items()}
-    actual = decode_attention(**{**inputs, **views, "query": query}, slots=slots, backend="triton")
+    actual = decode_attention(**{**inputs, **views, "query": query}, block_table=slots[:, None], backend="triton")
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=1e-5)
     assert torch.equal(heads_first["key_cache"][2, :, 4], inputs["new_key"][0, 0])
 

@@ -73,23 +73,36 @@ def test_every_row_of_a_large_batch_draws_its_own_token(backend, cut):
     assert (state.num_tokens == max_tokens - 1).all()
 
 
-@pytest.mark.parametrize("shape", [(64, 40_960), (1, 2_200_000)], ids=["slots", "positions"])
+@pytest.mark.parametrize("shape", [(64, 40_960), (1, 2_200_000)], ids=["blocks", "positions"])
 @pytest.mark.parametrize("num_tokens", [1, 40])
-def test_the_last_slot_and_the_last_positions_are_attended_to(shape, num_tokens):
-    num_slots, capacity = shape
-    caches = [normal(num_slots, capacity, 8, 128) for _ in range(2)]
+def test_the_last_block_and_the_last_positions_are_attended_to(shape, num_tokens):
+    num_blocks, capacity = shape
+    caches = [normal(num_blocks, capacity, 8, 128) for _ in range(2)]
     assert caches[0].numel() > 2**31
-    last, length = num_slots - 1, capacity - num_tokens
+    last, length = num_blocks - 1, capacity - num_tokens
     query = normal(1, num_tokens, 16, 128, scale=4.0)  # A few positions hold most of the weight.
     new = {name: normal(1, num_tokens, 8, 128) for name in ("new_key", "new_value")}
     caches[0][last, length - 1] = query[0, -1, ::2]  # The last cached position is the best of all.
-    lengths, slots = torch.tensor([length], device=DEVICE), torch.tensor([last], device=DEVICE)
+    lengths, table = torch.tensor([length], device=DEVICE), torch.tensor([[last]], device=DEVICE)
     copies = [cache[last:].clone() for cache in caches]
-    output = decode_attention(query, *caches, lengths, **new, slots=slots, backend="triton")
+    output = decode_attention(query, *caches, lengths, **new, block_table=table, backend="triton")
     expected = decode_attention(query, *copies, lengths, **new, backend="reference")
     torch.testing.assert_close(output, expected, **TOLERANCE)
     assert torch.equal(caches[0][last, length:], new["new_key"][0])
     assert torch.equal(caches[1][last, length:], new["new_value"][0])
+
+
+def test_blocks_far_into_the_cache_are_attended_to():
+    cache = normal(131_200, 16, 8, 128)
+    assert cache.numel() > 2**31
+    query, table = normal(1, 1, 16, 128, scale=4.0), torch.tensor([[3, 131_199, 131_198]], device=DEVICE)
+    lengths = torch.tensor([40], device=DEVICE)
+    new = {name: normal(1, 1, 8, 128) for name in ("new_key", "new_value")}
+    small = cache[table[0]].clone()
+    output = decode_attention(query, cache, cache, lengths, **new, block_table=table, backend="triton")
+    local = torch.tensor([[0, 1, 2]], device=DEVICE)
+    expected = decode_attention(query, small, small, lengths, **new, block_table=local, backend="reference")
+    torch.testing.assert_close(output, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("is_gated", [False, True])

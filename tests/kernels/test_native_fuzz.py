@@ -32,13 +32,16 @@ def draw(*shape: int) -> Tensor:
 def attention_call(rng: random.Random) -> Call:
     rows, tokens, kv_heads = rng.randint(0, 4), rng.randint(0, 3), rng.randint(1, 2)
     heads, size, capacity = kv_heads * rng.randint(0, 3), rng.choice([0, 1, 8, 31, 32, 64]), rng.randint(4, 40)
-    slots = rows + rng.randint(0, 2)
+    num_columns = rng.choice([1, 1, 2, 3])  # More than one: blocks of 16 or 32 tokens.
+    block_size = capacity if num_columns == 1 else rng.choice([16, 32])
+    num_blocks = rows * num_columns + rng.randint(0, 2)
+    table = torch.randperm(num_blocks)[: rows * num_columns].view(rows, num_columns)
     return {
-        "query": draw(rows, tokens, heads, size), "key_cache": draw(slots, capacity, kv_heads, size),
-        "value_cache": draw(slots, capacity, kv_heads, size),
-        "cache_seqlens": torch.randint(0, max(capacity - tokens, 1), (rows,)),
+        "query": draw(rows, tokens, heads, size), "key_cache": draw(num_blocks, block_size, kv_heads, size),
+        "value_cache": draw(num_blocks, block_size, kv_heads, size),
+        "cache_seqlens": torch.randint(0, max(num_columns * block_size - tokens, 1), (rows,)),
         "new_key": draw(rows, tokens, kv_heads, size), "new_value": draw(rows, tokens, kv_heads, size),
-        "num_new": torch.randint(0, tokens + 1, (rows,)), "slots": torch.randperm(slots)[:rows],
+        "num_new": torch.randint(0, tokens + 1, (rows,)), "block_table": table,
     }  # fmt: skip
 
 

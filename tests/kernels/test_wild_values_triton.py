@@ -15,15 +15,15 @@ NUM_SLOTS, MAX_TOKENS, VOCAB_SIZE, NUM_STATES = 3, 6, 8, 3
 
 
 @pytest.mark.parametrize("wild", WILD)
-@pytest.mark.parametrize("name", ["cache_seqlens", "slots", "num_new"])
+@pytest.mark.parametrize("name", ["cache_seqlens", "block_table", "num_new"])
 @pytest.mark.parametrize("num_tokens", [1, 2])
 def test_attention_leaves_out_a_row_that_leads_out_of_the_cache(device, name, wild, num_tokens):
     generator = torch.Generator().manual_seed(0)
     caches = [torch.randn(3, 16, 2, 8, generator=generator).to(device) for _ in range(2)]
     new = [torch.randn(2, num_tokens, 2, 8, generator=generator).to(device) for _ in range(2)]
     query = torch.randn(2, num_tokens, 4, 8, generator=generator).to(device)
-    integers = {"cache_seqlens": [3, 4], "num_new": [num_tokens, 1], "slots": [2, 0]}
-    integers[name][1] = wild
+    integers = {"cache_seqlens": [3, 4], "num_new": [num_tokens, 1], "block_table": [[2], [0]]}
+    integers[name][1] = [wild] if name == "block_table" else wild
     rows = [torch.tensor(values, device=device) for values in integers.values()]
     before = [cache.clone() for cache in caches]
     output = decode_attention_triton(query, *caches, rows[0], *new, *rows[1:], 0.3)
@@ -33,6 +33,23 @@ def test_attention_leaves_out_a_row_that_leads_out_of_the_cache(device, name, wi
         assert not output[1].any() or (name == "cache_seqlens" and wild > 0)
         assert all(torch.equal(cache[:2], old[:2]) for cache, old in zip(caches, before, strict=True))
     assert all(torch.equal(cache[2, 3 : 3 + num_tokens], each[0]) for cache, each in zip(caches, new, strict=True))
+
+
+@pytest.mark.parametrize("wild", WILD)
+def test_a_block_that_does_not_exist_is_neither_read_nor_written(device, wild):
+    generator = torch.Generator().manual_seed(0)
+    caches = [torch.randn(3, 16, 2, 8, generator=generator).to(device) for _ in range(2)]
+    new = [torch.randn(2, 1, 2, 8, generator=generator).to(device) for _ in range(2)]
+    query = torch.randn(2, 1, 4, 8, generator=generator).to(device)
+    lengths, table = torch.tensor([18, 18], device=device), torch.tensor([[0, 1], [2, wild]], device=device)
+    before = [cache.clone() for cache in caches]
+    output = decode_attention_triton(query, *caches, lengths, *new, None, table, 0.3)
+    append_kv_triton(*caches, *new, lengths, None, table)
+    assert output.isfinite().all()
+    for cache, old, each in zip(caches, before, new, strict=True):
+        assert torch.equal(cache[1, 2], each[0, 0])
+        cache[1, 2] = old[1, 2]
+        assert torch.equal(cache, old)
 
 
 def make_state(device: torch.device) -> RelayStepState:

@@ -1,6 +1,6 @@
 // Attention of the new tokens of one row and one key/value head, and their append.
 //
-// The keys and values are read where they lie, through the slot, and never beyond the row's length. Two passes: scores
+// The keys and values are read where they lie, block by block, and never beyond the row's length. Two passes: scores
 // of a few query rows at a time into `scratch`, softmax there, then the weighted sum of the values.
 #pragma once
 
@@ -48,6 +48,26 @@ RELAY_INLINE Vec dots(const float* query, const T* keys, int64_t stride, int64_t
   }
 }
 
+// The keys or values of one row and key/value head, block by block.
+template <typename T>
+struct CachedHead {
+  const T* data;
+  const BlockTable* blocks;
+  int64_t row, block_stride, token_stride;
+
+  // Where the token at `position` lies; those behind it in its block follow.
+  const T* at(int64_t position) const {
+    if (blocks->num_columns == 1) return data + blocks->at(row, 0) * block_stride + position * token_stride;
+    const int64_t column = position / blocks->block_size;
+    return data + blocks->at(row, column) * block_stride + (position - column * blocks->block_size) * token_stride;
+  }
+};
+
+template <typename T>
+CachedHead<T> cached_head(const Heads<T>& cache, const BlockTable& blocks, int64_t row, int64_t kv_head) {
+  return {cache.at(0, 0, kv_head), &blocks, row, cache.outer_stride, cache.token_stride};
+}
+
 // One query row of a tile: its scaled query, scores and then weights of `length` keys, where its result goes.
 template <typename T>
 struct TileRow {
@@ -78,14 +98,15 @@ RELAY_INLINE Vec score_keys(const TileRow<T>& row, const T* keys, int64_t stride
 // Scores of all rows of a tile, padded with -inf to whole vectors, and the best of each. Keys are read once: the rows
 // take turns at those in the cache. Lengths ascend within a tile.
 template <int V, typename T>
-void score(TileRow<T>* rows, int num_rows, const T* keys, int64_t stride, int64_t head_size) {
+void score(TileRow<T>* rows, int num_rows, const CachedHead<T>& cache, int64_t head_size) {
   Vec best[kMaxTileRows];
   for (int r = 0; r < num_rows; ++r) best[r] = broadcast(-__builtin_inff());
   const int64_t longest = rows[num_rows - 1].length;
-  for (int64_t first = 0; first < longest; first += kLanes, keys += kLanes * stride) {
+  for (int64_t first = 0; first < longest; first += kLanes) {  // No vector of keys straddles two blocks.
+    const T* keys = cache.at(first);
     for (int r = 0; r < num_rows; ++r) {
       if (first >= rows[r].length) continue;
-      const Vec scores = score_keys<V>(rows[r], keys, stride, first, head_size);
+      const Vec scores = score_keys<V>(rows[r], keys, cache.token_stride, first, head_size);
       store(rows[r].weights + first, scores);
       best[r] = max(best[r], scores);
     }
@@ -104,23 +125,33 @@ RELAY_INLINE float exponentiate(float* scores, int64_t length, float best) {
   return static_cast<float>(sum_lanes(to_double(sum)));
 }
 
+// Calls `visit(values, j)` for the tokens j of [first, last), `values` being where the value of token j lies.
+template <typename T, typename Visit>
+RELAY_INLINE void for_each_value(const CachedHead<T>& cache, int64_t first, int64_t last, Visit visit) {
+  while (first < last) {
+    const int64_t block_size = cache.blocks->block_size;
+    const int64_t stop = first + block_size - first % block_size < last ? first + block_size - first % block_size : last;
+    const T* values = cache.at(first);
+    for (; first < stop; ++first, values += cache.token_stride) visit(values, first);
+  }
+}
+
 // Adds weights * values to C vectors of R rows, and writes them divided by the total.
 template <int R, int C, typename T>
-RELAY_INLINE void weigh_columns(const TileRow<T>* rows, const T* values, int64_t stride, int64_t column) {
+RELAY_INLINE void weigh_columns(const TileRow<T>* rows, const CachedHead<T>& cache, int64_t column) {
   Vec sums[R][C] = {};
-  values += column;
   // Lengths ascend within a tile, so that all rows see the first row's values.
-  for (int64_t j = 0; j < rows[0].length; ++j) {
+  for_each_value(cache, 0, rows[0].length, [&](const T* values, int64_t j) {
     Vec value[C];
-    for (int c = 0; c < C; ++c) value[c] = load(values + j * stride + c * kLanes);
+    for (int c = 0; c < C; ++c) value[c] = load(values + column + c * kLanes);
     for (int r = 0; r < R; ++r) {
       for (int c = 0; c < C; ++c) sums[r][c] += value[c] * rows[r].weights[j];
     }
-  }
+  });
   for (int r = 0; r < R; ++r) {
-    for (int64_t j = rows[0].length; j < rows[r].length; ++j) {
-      for (int c = 0; c < C; ++c) sums[r][c] += load(values + j * stride + c * kLanes) * rows[r].weights[j];
-    }
+    for_each_value(cache, rows[0].length, rows[r].length, [&](const T* values, int64_t j) {
+      for (int c = 0; c < C; ++c) sums[r][c] += load(values + column + c * kLanes) * rows[r].weights[j];
+    });
     for (int c = 0; c < C; ++c) {
       const Vec mean = sums[r][c] / rows[r].total;
       for (int i = 0; i < kLanes; ++i) round_to(mean[i], rows[r].output + column + c * kLanes + i);
@@ -129,37 +160,39 @@ RELAY_INLINE void weigh_columns(const TileRow<T>* rows, const T* values, int64_t
 }
 
 template <int R, typename T>
-void weigh(const TileRow<T>* rows, const T* values, int64_t stride, int64_t head_size) {
+void weigh(const TileRow<T>* rows, const CachedHead<T>& cache, int64_t head_size) {
   int64_t column = 0;
-  for (; column + 4 * kLanes <= head_size; column += 4 * kLanes) weigh_columns<R, 4>(rows, values, stride, column);
-  for (; column + 2 * kLanes <= head_size; column += 2 * kLanes) weigh_columns<R, 2>(rows, values, stride, column);
-  for (; column + kLanes <= head_size; column += kLanes) weigh_columns<R, 1>(rows, values, stride, column);
+  for (; column + 4 * kLanes <= head_size; column += 4 * kLanes) weigh_columns<R, 4>(rows, cache, column);
+  for (; column + 2 * kLanes <= head_size; column += 2 * kLanes) weigh_columns<R, 2>(rows, cache, column);
+  for (; column + kLanes <= head_size; column += kLanes) weigh_columns<R, 1>(rows, cache, column);
   for (; column < head_size; ++column) {
     for (int r = 0; r < R; ++r) {
       float sum = 0.0f;
-      for (int64_t j = 0; j < rows[r].length; ++j) sum += rows[r].weights[j] * to_float(values[j * stride + column]);
+      for_each_value(cache, 0, rows[r].length,
+                     [&](const T* values, int64_t j) { sum += rows[r].weights[j] * to_float(values[column]); });
       round_to(sum / rows[r].total, rows[r].output + column);
     }
   }
 }
 
 template <typename T>
-void score_any(TileRow<T>* rows, int num_rows, const T* keys, int64_t stride, int64_t head_size) {
+void score_any(TileRow<T>* rows, int num_rows, const CachedHead<T>& keys, int64_t head_size) {
   switch (head_size) {
-    case 32: return score<32 / kLanes>(rows, num_rows, keys, stride, head_size);
-    case 64: return score<64 / kLanes>(rows, num_rows, keys, stride, head_size);
-    case 128: return score<128 / kLanes>(rows, num_rows, keys, stride, head_size);
-    default: return score<0>(rows, num_rows, keys, stride, head_size);
+    case 32: return score<32 / kLanes>(rows, num_rows, keys, head_size);
+    case 64: return score<64 / kLanes>(rows, num_rows, keys, head_size);
+    case 128: return score<128 / kLanes>(rows, num_rows, keys, head_size);
+    default: return score<0>(rows, num_rows, keys, head_size);
   }
 }
 
 template <typename T>
 void append(const Attention<T>& a, int64_t row, int64_t kv_head) {
-  const int64_t slot = a.slots[row], start = a.cache_seqlens[row], count = a.num_new[row];
+  const int64_t start = a.cache_seqlens[row], count = a.num_new[row], block_size = a.blocks.block_size;
   for (int64_t t = 0; t < count; ++t) {
+    const int64_t block = a.blocks.at(row, (start + t) / block_size), offset = (start + t) % block_size;
     // Not memcpy: the new tokens may be views of the cache.
-    __builtin_memmove(a.key_cache.at(slot, start + t, kv_head), a.new_key.at(row, t, kv_head), a.head_size * sizeof(T));
-    __builtin_memmove(a.value_cache.at(slot, start + t, kv_head), a.new_value.at(row, t, kv_head),
+    __builtin_memmove(a.key_cache.at(block, offset, kv_head), a.new_key.at(row, t, kv_head), a.head_size * sizeof(T));
+    __builtin_memmove(a.value_cache.at(block, offset, kv_head), a.new_value.at(row, t, kv_head),
                       a.head_size * sizeof(T));
   }
 }
@@ -168,10 +201,10 @@ void append(const Attention<T>& a, int64_t row, int64_t kv_head) {
 template <typename T>
 void attend(const Attention<T>& a, int64_t row, int64_t kv_head, float* scratch, int64_t longest) {
   if (a.new_key.data != nullptr) append(a, row, kv_head);
-  const int64_t group = a.num_heads / a.num_kv_heads, slot = a.slots[row], count = a.num_new[row];
+  const int64_t group = a.num_heads / a.num_kv_heads, count = a.num_new[row];
   const int64_t num_queries = count * group;
-  const T* keys = a.key_cache.at(slot, 0, kv_head);
-  const T* values = a.value_cache.at(slot, 0, kv_head);
+  const CachedHead<T> keys = cached_head(a.key_cache, a.blocks, row, kv_head);
+  const CachedHead<T> values = cached_head(a.value_cache, a.blocks, row, kv_head);
   float* queries = scratch + kMaxTileRows * (longest + kLanes);
   for (int64_t first = 0; first < num_queries;) {
     const int64_t left = num_queries - first;
@@ -185,17 +218,16 @@ void attend(const Attention<T>& a, int64_t row, int64_t kv_head, float* scratch,
       tile[r] = {query, scratch + r * (longest + kLanes), a.cache_seqlens[row] + token + 1, 0.0f, 0.0f,
                  a.output.at(row, token, head)};
     }
-    score_any(tile, num_tile_rows, keys, a.key_cache.token_stride, a.head_size);
+    score_any(tile, num_tile_rows, keys, a.head_size);
     for (int r = 0; r < num_tile_rows; ++r) {
       tile[r].total = exponentiate(tile[r].weights, tile[r].length, tile[r].best);
     }
-    const int64_t stride = a.value_cache.token_stride;
     if (num_tile_rows == 4) {
-      weigh<4>(tile, values, stride, a.head_size);
+      weigh<4>(tile, values, a.head_size);
     } else if (num_tile_rows == 2) {
-      weigh<2>(tile, values, stride, a.head_size);
+      weigh<2>(tile, values, a.head_size);
     } else {
-      weigh<1>(tile, values, stride, a.head_size);
+      weigh<1>(tile, values, a.head_size);
     }
     first += num_tile_rows;
   }

@@ -7,7 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from relay_kernels.checks import check_slots, has_shared_elements
+from relay_kernels.checks import has_shared_elements
+
+BLOCK_STEP = 16
+"""Rows of several blocks have blocks of a multiple of so many tokens: no vector of keys straddles two blocks."""
+INTEGERS = (torch.int32, torch.int64)
+_INTEGERS = "int32 or int64"
 
 
 def check_append(
@@ -17,12 +22,12 @@ def check_append(
     new_value: Tensor,
     cache_seqlens: Tensor,
     num_new: Tensor | None,
-    slots: Tensor | None,
+    block_table: Tensor | None,
 ) -> None:
     """Raises ValueError unless the arguments are those of `append_kv`."""
     _check_caches(key_cache, value_cache, "key_cache", "value_cache")
     _check_new(new_key, new_value, key_cache, value_cache)
-    _check_rows(new_key.shape[:2], key_cache, cache_seqlens, num_new, slots)
+    _check_rows(new_key.shape[:2], key_cache, cache_seqlens, num_new, block_table)
 
 
 def check_attention(
@@ -33,7 +38,7 @@ def check_attention(
     new_key: Tensor | None,
     new_value: Tensor | None,
     num_new: Tensor | None,
-    slots: Tensor | None,
+    block_table: Tensor | None,
     scale: float | None,
 ) -> None:
     """Raises ValueError unless the arguments are those of `decode_attention`."""
@@ -47,7 +52,7 @@ def check_attention(
         _check_new(new_key, new_value, key_cache, value_cache)
         if new_key.shape[:2] != query.shape[:2]:
             raise ValueError(f"new_key has [B, T] = {list(new_key.shape[:2])}, query has {list(query.shape[:2])}")
-    _check_rows(query.shape[:2], key_cache, cache_seqlens, num_new, slots)
+    _check_rows(query.shape[:2], key_cache, cache_seqlens, num_new, block_table)
 
 
 def _check_caches(key_cache: Tensor, value_cache: Tensor, key_name: str, value_name: str) -> None:
@@ -102,39 +107,65 @@ def _check_query(query: Tensor, key_cache: Tensor) -> None:
 
 
 def _check_rows(
-    shape: torch.Size, key_cache: Tensor, cache_seqlens: Tensor, num_new: Tensor | None, slots: Tensor | None
+    shape: torch.Size, key_cache: Tensor, cache_seqlens: Tensor, num_new: Tensor | None, block_table: Tensor | None
 ) -> None:
-    """The per-row integers: shapes always; values where looking at them costs no synchronisation."""
+    """Raises ValueError for per-row integers: shapes always, values where reading them costs no host sync."""
     num_rows, num_tokens = shape
-    for name, tensor in (("cache_seqlens", cache_seqlens), ("num_new", num_new), ("slots", slots)):
-        if tensor is None:
-            continue
-        if (
-            tensor.shape != (num_rows,)
-            or tensor.dtype not in (torch.int32, torch.int64)
-            or tensor.device != key_cache.device
-        ):
-            raise ValueError(
-                f"{name} must be [{num_rows}] int32 or int64 on {key_cache.device}, not {tensor.dtype} "
-                f"{tuple(tensor.shape)} on {tensor.device}"
-            )
-    if slots is None and num_rows > key_cache.shape[0]:
+    for name, tensor in (("cache_seqlens", cache_seqlens), ("num_new", num_new)):
+        if tensor is not None and tensor.shape != (num_rows,):
+            raise ValueError(f"{name} must be [{num_rows}] {_INTEGERS}, not {tensor.dtype} {tuple(tensor.shape)}")
+    if block_table is not None and (
+        block_table.dim() != 2 or block_table.shape[0] != num_rows or block_table.shape[1] == 0
+    ):
         raise ValueError(
-            f"query has {num_rows} rows, key_cache {key_cache.shape[0]} slots; name the rows' slots in `slots`"
+            f"block_table must be [{num_rows}, at least 1] {_INTEGERS}, "
+            f"not {block_table.dtype} {tuple(block_table.shape)}"
+        )
+    for name, tensor in (("cache_seqlens", cache_seqlens), ("num_new", num_new), ("block_table", block_table)):
+        if tensor is not None and (tensor.dtype not in INTEGERS or tensor.device != key_cache.device):
+            raise ValueError(f"{name} must be {_INTEGERS} on {key_cache.device}, not {tensor.dtype} on {tensor.device}")
+    num_blocks, block_size = key_cache.shape[:2]
+    if block_table is None and num_rows > num_blocks:
+        raise ValueError(
+            f"query has {num_rows} rows, key_cache {num_blocks} blocks; name the rows' blocks in `block_table`"
+        )
+    if block_table is not None and block_table.shape[1] > 1 and block_size % BLOCK_STEP:
+        raise ValueError(
+            f"key_cache has blocks of {block_size} tokens; rows of several blocks need a multiple of {BLOCK_STEP}"
         )
     if key_cache.device.type == "cpu" and num_rows:
-        _check_values(num_tokens, key_cache, cache_seqlens, num_new, slots)
+        _check_values(num_tokens, key_cache, cache_seqlens, num_new, block_table)
 
 
 def _check_values(
-    num_tokens: int, key_cache: Tensor, cache_seqlens: Tensor, num_new: Tensor | None, slots: Tensor | None
+    num_tokens: int, key_cache: Tensor, cache_seqlens: Tensor, num_new: Tensor | None, block_table: Tensor | None
 ) -> None:
+    num_blocks, block_size = key_cache.shape[:2]
+    capacity = block_size * (1 if block_table is None else block_table.shape[1])
     added = torch.full_like(cache_seqlens, num_tokens) if num_new is None else num_new
-    capacity = key_cache.shape[1]
     if num_new is not None and (int(num_new.min()) < 0 or int(num_new.max()) > num_tokens):
         raise ValueError(f"num_new must lie in 0..{num_tokens}, it holds {int(num_new.min())}..{int(num_new.max())}")
     # Compared by a difference: the sum of a length and the new tokens may exceed its integer type.
     if int(cache_seqlens.min()) < 0 or bool(((added > 0) & (cache_seqlens > capacity - added)).any()):
-        raise ValueError(f"cache_seqlens plus the new tokens must lie in 0..{capacity}, the capacity of a slot")
-    if slots is not None:
-        check_slots(slots, key_cache.shape[0])
+        raise ValueError(f"cache_seqlens plus the new tokens must lie in 0..{capacity}, what a row's blocks hold")
+    if block_table is not None:
+        _check_table(block_table, num_blocks, block_size, cache_seqlens, added)
+
+
+def _check_table(block_table: Tensor, num_blocks: int, block_size: int, cache_seqlens: Tensor, added: Tensor) -> None:
+    """Raises ValueError for blocks that do not exist where a row has tokens, and for one that two rows write to."""
+    column = torch.arange(block_table.shape[1])
+    has_new = (added > 0)[:, None]  # [B, 1]
+    length = torch.where(added > 0, cache_seqlens, 0).long()[:, None]
+    is_used = has_new & (column * block_size < length + added[:, None])  # [B, M]
+    used = block_table[is_used]
+    if used.numel() and (int(used.min()) < 0 or int(used.max()) >= num_blocks):
+        raise ValueError(
+            f"block_table must name blocks 0..{num_blocks - 1} where a row has tokens, "
+            f"it holds {int(used.min())}..{int(used.max())}"
+        )
+    written = block_table[is_used & ((column + 1) * block_size > length)]
+    blocks, counts = torch.unique(written, return_counts=True)
+    if len(blocks) < len(written):
+        repeated = int(blocks[counts.argmax()])
+        raise ValueError(f"block_table must not let two rows write to one block, as they do to block {repeated}")

@@ -20,10 +20,10 @@ def append_kv_native(
     new_value: Tensor,
     cache_seqlens: Tensor,
     num_new: Tensor | None,
-    slots: Tensor | None,
+    block_table: Tensor | None,
 ) -> None:
     """`append_kv`, in place."""
-    arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
+    arguments = (key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, block_table)
     if not run_native("append_kv", *arguments):
         check_append(*arguments)
         raise RuntimeError("the native library refuses arguments of append_kv that are in order")
@@ -37,11 +37,11 @@ def decode_attention_native(
     new_key: Tensor | None,
     new_value: Tensor | None,
     num_new: Tensor | None,
-    slots: Tensor | None,
+    block_table: Tensor | None,
     scale: float | None,
 ) -> Tensor:
     """`decode_attention`, [B, T, H, D]; fp32 inside."""
-    arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, slots)
+    arguments = (query, key_cache, value_cache, cache_seqlens, new_key, new_value, num_new, block_table)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     scale = None if scale is None else float(scale)
     if not run_native("decode_attention", output, *arguments, scale, torch.get_num_threads()):

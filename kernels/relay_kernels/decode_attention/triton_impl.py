@@ -2,7 +2,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 """Decode attention and the cache append in Triton: flash decoding, split over the cache, grouped heads in one tile.
 
-Shapes: B rows, T new tokens, H query heads, K key/value heads, G = H / K, D head size, S slots, L capacity, P splits.
+Shapes: B rows, T new tokens, H query heads, K key/value heads, G = H / K, D head size, N blocks of P tokens, M blocks
+of a row.
 
 A program owns one row, one key/value head, BLOCK_M of its T * G queries and SPLIT_LENGTH cached positions. It reads
 each cached key and value once for all G heads. Split 0 also takes the new tokens, causal among themselves: from where
@@ -58,6 +59,18 @@ def _attend(
 
 
 @triton.jit
+def _locate(table_ptr, only_block, position, is_position, num_blocks, BLOCK_SIZE: tl.constexpr):
+    """Block and place in it of a row's positions, int64, and which of them exist. table_ptr: the row's blocks.
+
+    BLOCK_SIZE 0: the row has one block, `only_block`.
+    """
+    if BLOCK_SIZE == 0:
+        return only_block + tl.zeros_like(position).to(tl.int64), position.to(tl.int64), is_position
+    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=is_position, other=0).to(tl.int64)
+    return block, (position % BLOCK_SIZE).to(tl.int64), is_position & (block >= 0) & (block < num_blocks)
+
+
+@triton.jit
 def _split_kernel(
     query_ptr,
     key_cache_ptr,
@@ -66,17 +79,17 @@ def _split_kernel(
     new_value_ptr,
     cache_seqlens_ptr,
     num_new_ptr,
-    slots_ptr,
+    table_ptr,
     output_ptr,
     partial_ptr,
     lse_ptr,
     query_stride_b,
     query_stride_t,
     query_stride_h,
-    key_stride_s,
+    key_stride_n,
     key_stride_l,
     key_stride_k,
-    value_stride_s,
+    value_stride_n,
     value_stride_l,
     value_stride_k,
     new_key_stride_b,
@@ -85,15 +98,17 @@ def _split_kernel(
     new_value_stride_b,
     new_value_stride_t,
     new_value_stride_k,
+    table_stride_b,
     num_tokens,
     num_kv_heads,
     capacity,
-    num_slots,
+    num_blocks,
     num_splits,
     split_length,
     qk_scale,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -110,9 +125,12 @@ def _split_kernel(
     cached = tl.load(cache_seqlens_ptr + row).to(tl.int64)
     length = tl.minimum(tl.maximum(cached, 0), capacity).to(tl.int32)
     num_new = tl.load(num_new_ptr + row) if num_new_ptr is not None else num_tokens
-    slot = tl.load(slots_ptr + row).to(tl.int64) if slots_ptr is not None else row
-    # A row of a negative length or a slot that does not exist has no new tokens.
-    is_row = (cached >= 0) & (slot >= 0) & (slot < num_slots)
+    # A row of a negative length, or of one block that does not exist, has no new tokens.
+    table_row = table_ptr + row * table_stride_b if table_ptr is not None else table_ptr
+    only_block = row
+    if BLOCK_SIZE == 0 and table_ptr is not None:
+        only_block = tl.load(table_row).to(tl.int64)
+    is_row = (cached >= 0) & ((BLOCK_SIZE > 0) | ((only_block >= 0) & (only_block < num_blocks)))
     num_new = tl.where(is_row, tl.minimum(num_new, num_tokens), 0).to(tl.int32)
 
     index = query_block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -146,21 +164,21 @@ def _split_kernel(
     column = tl.arange(0, BLOCK_N)
     is_real = is_query & (token < num_new)
 
-    key_base = key_cache_ptr + slot * key_stride_s + kv_head * key_stride_k + dim[None, :]
-    value_base = value_cache_ptr + slot * value_stride_s + kv_head * value_stride_k + dim[None, :]
+    key_base = key_cache_ptr + kv_head * key_stride_k + dim[None, :]
+    value_base = value_cache_ptr + kv_head * value_stride_k + dim[None, :]
     stop = tl.minimum(start + split_length, length)
     for first in range(start, stop, BLOCK_N):
         position = first + column
-        far = position.to(tl.int64)[:, None]
+        block, place, is_position = _locate(table_row, only_block, position, position < stop, num_blocks, BLOCK_SIZE)
         accumulator, peak, total, _, _ = _attend(
             accumulator,
             peak,
             total,
             query,
-            key_base + far * key_stride_l,
-            value_base + far * value_stride_l,
-            position < stop,
-            (position < stop)[None, :] & is_real[:, None],
+            key_base + (block * key_stride_n + place * key_stride_l)[:, None],
+            value_base + (block * value_stride_n + place * value_stride_l)[:, None],
+            is_position,
+            is_position[None, :] & is_real[:, None],
             in_head,
             qk_scale,
             PRECISION,
@@ -168,24 +186,30 @@ def _split_kernel(
 
     if split == 0:
         # The new tokens: beside the cache, or in it from position `length` on.
-        if IS_APPENDING:
-            fresh_key = new_key_ptr + row * new_key_stride_b + kv_head * new_key_stride_k + dim[None, :]
-            fresh_value = new_value_ptr + row * new_value_stride_b + kv_head * new_value_stride_k + dim[None, :]
-        else:
-            fresh_key = key_base + length.to(tl.int64) * key_stride_l
-            fresh_value = value_base + length.to(tl.int64) * value_stride_l
         last_token = tl.minimum((query_block * BLOCK_M + BLOCK_M - 1) // GROUP + 1, num_new)
         for first in range(0, last_token, BLOCK_N):
             other = first + column
-            far = other.to(tl.int64)[:, None]
-            is_other = (other < last_token) & (length + other < capacity)
+            position = length + other
+            is_other = (other < last_token) & (position < capacity)
+            block, place, is_other = _locate(table_row, only_block, position, is_other, num_blocks, BLOCK_SIZE)
+            key_places = key_base + (block * key_stride_n + place * key_stride_l)[:, None]
+            value_places = value_base + (block * value_stride_n + place * value_stride_l)[:, None]
+            if IS_APPENDING:
+                far = other.to(tl.int64)[:, None]
+                fresh_key = new_key_ptr + row * new_key_stride_b + kv_head * new_key_stride_k + dim[None, :]
+                fresh_value = new_value_ptr + row * new_value_stride_b + kv_head * new_value_stride_k + dim[None, :]
+                fresh_key += far * new_key_stride_t
+                fresh_value += far * new_value_stride_t
+            else:
+                fresh_key = key_places
+                fresh_value = value_places
             accumulator, peak, total, key, value = _attend(
                 accumulator,
                 peak,
                 total,
                 query,
-                fresh_key + far * new_key_stride_t,
-                fresh_value + far * new_value_stride_t,
+                fresh_key,
+                fresh_value,
                 is_other,
                 is_other[None, :] & (other[None, :] <= token[:, None]) & is_real[:, None],
                 in_head,
@@ -194,9 +218,8 @@ def _split_kernel(
             )
             if IS_APPENDING:
                 mine = is_other[:, None] & in_head[None, :]
-                target = (length + other).to(tl.int64)[:, None]
-                tl.store(key_base + target * key_stride_l, key, mask=mine)
-                tl.store(value_base + target * value_stride_l, value, mask=mine)
+                tl.store(key_places, key, mask=mine)
+                tl.store(value_places, value, mask=mine)
 
     is_seen = total > 0.0
     normal = accumulator / tl.where(is_seen, total, 1.0)[:, None]
@@ -252,11 +275,11 @@ def _append_kernel(
     new_value_ptr,
     cache_seqlens_ptr,
     num_new_ptr,
-    slots_ptr,
-    key_stride_s,
+    table_ptr,
+    key_stride_n,
     key_stride_l,
     key_stride_k,
-    value_stride_s,
+    value_stride_n,
     value_stride_l,
     value_stride_k,
     new_key_stride_b,
@@ -265,10 +288,12 @@ def _append_kernel(
     new_value_stride_b,
     new_value_stride_t,
     new_value_stride_k,
+    table_stride_b,
     num_tokens,
     capacity,
-    num_slots,
+    num_blocks,
     HEAD_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -279,14 +304,22 @@ def _append_kernel(
     dim = tl.arange(0, BLOCK_D)
     length = tl.load(cache_seqlens_ptr + row).to(tl.int64)
     num_new = tl.load(num_new_ptr + row) if num_new_ptr is not None else num_tokens
-    slot = tl.load(slots_ptr + row).to(tl.int64) if slots_ptr is not None else row
-    # A row of a negative length or a slot that does not exist has no new tokens; nor has a length near 2 ** 63 room.
-    is_row = (length >= 0) & (length < capacity) & (slot >= 0) & (slot < num_slots)
+    # A row of a negative length, or of one block that does not exist, has no new tokens; a length near 2 ** 63 no room.
+    table_row = table_ptr + row * table_stride_b if table_ptr is not None else table_ptr
+    only_block = row
+    if BLOCK_SIZE == 0 and table_ptr is not None:
+        only_block = tl.load(table_row).to(tl.int64)
+    is_row = (length >= 0) & (length < capacity)
+    is_row = is_row & ((BLOCK_SIZE > 0) | ((only_block >= 0) & (only_block < num_blocks)))
     position = length + token
     is_new = is_row & (token < num_new) & (token < num_tokens) & (position < capacity)
+    block, place, is_new = _locate(table_row, only_block, position, is_new, num_blocks, BLOCK_SIZE)
     mask = is_new[:, None] & (dim < HEAD_SIZE)[None, :]
+    key_places = key_cache_ptr + kv_head * key_stride_k + (block * key_stride_n + place * key_stride_l)[:, None]
+    value_places = (
+        value_cache_ptr + kv_head * value_stride_k + (block * value_stride_n + place * value_stride_l)[:, None]
+    )
     token = token.to(tl.int64)[:, None]
-    position = position[:, None]
     key = tl.load(
         new_key_ptr + row * new_key_stride_b + kv_head * new_key_stride_k + token * new_key_stride_t + dim[None, :],
         mask=mask,
@@ -299,16 +332,8 @@ def _append_kernel(
         + dim[None, :],
         mask=mask,
     )
-    tl.store(
-        key_cache_ptr + slot * key_stride_s + kv_head * key_stride_k + position * key_stride_l + dim[None, :],
-        key,
-        mask=mask,
-    )
-    tl.store(
-        value_cache_ptr + slot * value_stride_s + kv_head * value_stride_k + position * value_stride_l + dim[None, :],
-        value,
-        mask=mask,
-    )
+    tl.store(key_places + dim[None, :], key, mask=mask)
+    tl.store(value_places + dim[None, :], value, mask=mask)
 
 
 def append_kv_triton(
@@ -318,12 +343,13 @@ def append_kv_triton(
     new_value: Tensor,
     cache_seqlens: Tensor,
     num_new: Tensor | None,
-    slots: Tensor | None,
+    block_table: Tensor | None,
 ) -> None:
     """`append_kv`, in place, in one launch."""
     num_rows, num_tokens, num_kv_heads, head_size = new_key.shape
     if new_key.numel() == 0:
         return
+    table, table_stride, capacity, block_size = _paging(key_cache, block_table)
     block_t = min(triton.next_power_of_2(num_tokens), 16)
     with on_device(key_cache):
         _append_kernel[(num_rows, num_kv_heads, triton.cdiv(num_tokens, block_t))](
@@ -333,15 +359,17 @@ def append_kv_triton(
             new_value,
             cache_seqlens.contiguous(),
             num_new if num_new is None else num_new.contiguous(),
-            slots if slots is None else slots.contiguous(),
+            table,
             *key_cache.stride()[:3],
             *value_cache.stride()[:3],
             *new_key.stride()[:3],
             *new_value.stride()[:3],
+            table_stride,
             num_tokens,
-            key_cache.shape[1],
+            capacity,
             key_cache.shape[0],
             HEAD_SIZE=head_size,
+            BLOCK_SIZE=block_size,
             BLOCK_T=block_t,
             BLOCK_D=triton.next_power_of_2(head_size),
             num_warps=2,
@@ -356,7 +384,7 @@ def decode_attention_triton(
     new_key: Tensor | None,
     new_value: Tensor | None,
     num_new: Tensor | None,
-    slots: Tensor | None,
+    block_table: Tensor | None,
     scale: float,
 ) -> Tensor:
     """`decode_attention`, [B, T, H, D], in one launch; merging splits and appending a long chunk add one each."""
@@ -364,12 +392,13 @@ def decode_attention_triton(
     if output.numel() == 0:
         return output
     num_rows, num_tokens, num_heads, head_size = query.shape
-    capacity, num_kv_heads = key_cache.shape[1:3]
+    num_kv_heads = key_cache.shape[2]
+    table, table_stride, capacity, block_size = _paging(key_cache, block_table)
     num_queries = num_tokens * num_heads // num_kv_heads
     tiles = _tiles(num_queries, head_size, query.dtype)
     query_blocks = triton.cdiv(num_queries, tiles["BLOCK_M"])
     if new_key is not None and new_value is not None and query_blocks > 1:
-        append_kv_triton(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, slots)
+        append_kv_triton(key_cache, value_cache, new_key, new_value, cache_seqlens, num_new, block_table)
         new_key = new_value = None
     num_splits = triton.cdiv(capacity, SPLIT_LENGTH) if query_blocks == 1 else 1
     part_shape = (num_rows, num_tokens, num_heads, num_splits) if num_splits > 1 else (0,)
@@ -386,7 +415,7 @@ def decode_attention_triton(
             fresh_value,
             cache_seqlens.contiguous(),
             num_new if num_new is None else num_new.contiguous(),
-            slots if slots is None else slots.contiguous(),
+            table,
             output,
             partial,
             lse,
@@ -395,6 +424,7 @@ def decode_attention_triton(
             *value_cache.stride()[:3],
             *fresh_key.stride()[:3],
             *fresh_value.stride()[:3],
+            table_stride,
             num_tokens,
             num_kv_heads,
             capacity,
@@ -404,6 +434,7 @@ def decode_attention_triton(
             float(scale) * LOG2_E,
             GROUP=num_heads // num_kv_heads,
             HEAD_SIZE=head_size,
+            BLOCK_SIZE=block_size,
             IS_APPENDING=new_key is not None,
             IS_SPLIT=num_splits > 1,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
@@ -421,6 +452,17 @@ def decode_attention_triton(
                 num_warps=2,
             )
     return output
+
+
+def _paging(key_cache: Tensor, block_table: Tensor | None) -> tuple[Tensor | None, int, int, int]:
+    """The table with contiguous rows, the stride of its rows, tokens a row can hold, and BLOCK_SIZE of the kernels."""
+    block_size = key_cache.shape[1]
+    if block_table is None:
+        return None, 0, block_size, 0
+    num_blocks = block_table.shape[1]
+    if num_blocks > 1 and block_table.stride(1) != 1:
+        block_table = block_table.contiguous()
+    return block_table, block_table.stride(0), num_blocks * block_size, block_size if num_blocks > 1 else 0
 
 
 def _tiles(num_queries: int, head_size: int, dtype: torch.dtype) -> dict[str, int]:

@@ -82,9 +82,10 @@ def trained_config(settings: dict[str, Any]) -> RelayConfig:
     """The limits that a student was trained under, and the sampling of its run's evaluation."""
     config = read_relay_config(settings["student"])
     limits = {name: settings[name] for name in config.limits if name in settings}
+    budget = {name: settings[name] for name in ("max_completion_tokens",) if name in settings}
     return replace(
         config.override(**limits),
-        sampling=SamplingParams(settings["max_completion_tokens"], temperature=0.0),
+        sampling=SamplingParams(**budget, temperature=0.0),
         teacher=settings.get("teacher"),
     )
 

@@ -43,7 +43,7 @@ def test_generate_without_arguments_shows_calls(in_process):
     """The packaged pair: the student asks for the two prices that only the teacher knows, and no more than it needs."""
     result = in_process("generate")
     assert result.exit_code == 0, result.errors
-    assert len(re.findall(r"<call>\d</call>\d\d", result.output)) == 2
+    assert len(re.findall(r"<call>\d</call><teacher>\d\d", result.output)) == 2
     assert " of " not in result.output
     assert "2 calls" in result.errors.splitlines()[-1]
     cut = in_process("generate", "--max_call_tokens", 1)

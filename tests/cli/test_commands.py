@@ -47,7 +47,7 @@ def test_generate_without_arguments_shows_calls(in_process):
     assert " of " not in result.output
     assert "2 calls" in result.errors.splitlines()[-1]
     cut = in_process("generate", "--max_call_tokens", 1)
-    assert re.search(r"<call>(\d)</call>\[1 of \1\]\d", cut.output)
+    assert re.search(r"<call>(\d)</call>\[1 of \1\]<teacher>\d", cut.output)
     other = in_process("generate", "Zoe takes 6 gabu at 22. What does Zoe pay in coins?")
     assert "gabu" in other.output
     assert other.output != result.output

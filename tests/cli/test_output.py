@@ -33,6 +33,7 @@ def text(events, tag: str) -> str:
     return events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
 
 
+@pytest.mark.slow
 def test_a_file_gets_plain_lines_with_the_authors_in_text(start, config):
     output, errors = start("fit", "--config", config, "--printer.every_n_train_steps", 3).communicate()
     assert "\x1b" not in output + errors

@@ -138,6 +138,7 @@ def test_fit_stops_with_the_sentence_of_the_plan_before_it_loads_weights(in_proc
     assert not (tmp_path / "runs" / "grpo" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_device")
 def test_fit_stops_before_anything_is_asked_of_the_hub(in_process, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -181,6 +182,7 @@ def test_a_run_on_a_gpu_is_planned_by_default_if_it_can_be(small_pair):
     plan_run(module, data, on_a_gpu("32-true"), "off")
 
 
+@pytest.mark.slow
 def test_automatic_slots_change_nothing_but_their_number(in_process, config, caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("relay_lightning.commands.plan.own_memory_bytes", lambda _: 0.031e9)
     quiet = ("--report.enabled", "false", "--trainer.max_steps", 2)

@@ -74,7 +74,7 @@ def stop(moment: str, step: int, signal_name: str = "SIGTERM") -> list[str]:
 @pytest.mark.parametrize(
     ("moment", "step", "kept_step"),
     [
-        ("on_after_backward", 1, 1),
+        pytest.param("on_after_backward", 1, 1, marks=pytest.mark.slow),
         ("on_validation_batch_start", 2, 2),
         pytest.param("on_before_zero_grad", 3, 3, marks=pytest.mark.slow),
         pytest.param("on_before_optimizer_step", 1, 2, marks=pytest.mark.slow),
@@ -124,6 +124,7 @@ def test_measurements_before_training_are_kept_when_a_signal_arrives_in_one(
     assert "student_alone" in json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_report_measures_only_the_rest_when_it_was_stopped(in_process, validated, decodes, tmp_path, whole):
     arguments = ["fit", "--config", validated, "--run_dir", "stopped"]
     begun = decodes(0)

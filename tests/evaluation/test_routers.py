@@ -23,6 +23,7 @@ STUDENT = alone([index < 120 for index in range(300)], is_teacher=False)  # 40 %
 TEACHER = alone([True] * 300, is_teacher=True)
 
 
+@pytest.mark.slow
 def test_router_reaches_the_accuracy_it_is_matched_to_with_as_few_teacher_tokens_as_it_can():
     matched = match_query_router(STUDENT, TEACHER, 0.85, SEEDS)
     assert matched.is_matched

@@ -28,6 +28,7 @@ def assert_fits(rows: list[dict]) -> None:
     assert not [row for row in rows if not row["fits"]], "shared memory is exceeded"
 
 
+@pytest.mark.slow
 def test_the_main_kernels_compile_for_hopper_without_a_spill():
     assert_fits(compile_all("--arch", "90", "--quick"))
 

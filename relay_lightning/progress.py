@@ -20,7 +20,7 @@ BAR_WIDTH = 24
 REFRESHES_PER_S = 4
 
 console = Console(stderr=True, highlight=False)
-"""Where progress is shown; what is printed here appears above the display."""
+"""Console of the progress display; text printed through it appears above the display."""
 
 
 class Work:

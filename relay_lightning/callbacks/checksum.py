@@ -15,7 +15,7 @@ from typing import BinaryIO
 PREFIX = b"relay-crc32:"
 COMMENT_BYTES = len(PREFIX) + 8
 LENGTH_BYTES = 2
-"""Of the length of the comment, which is the last field of a zip file before the comment itself."""
+"""Bytes of the length of the comment: the last field of a zip file before the comment itself."""
 BLOCK_BYTES = 1 << 24
 
 

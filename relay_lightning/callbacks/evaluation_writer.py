@@ -74,7 +74,7 @@ class EvaluationWriter(Callback):
     on_validation_end = on_test_end
 
     def _identity(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What the figures are of."""
+        """Identity of the runs and models that the results belong to."""
         ckpt_path = trainer.ckpt_path
         return {
             "checkpoint": None if ckpt_path is None else str(ckpt_path),

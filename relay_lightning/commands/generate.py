@@ -18,7 +18,7 @@ from relay_lightning.types import Completion
 QUESTION = "Tom takes 5 pobu and 4 tana. What does Tom pay in coins?"
 """Two prices that only the embedded teacher knows."""
 SAMPLING = SamplingParams(max_completion_tokens=512, temperature=0.0)
-"""How a student is asked that does not say how."""
+"""Default sampling for a student without a `relay_config.json`."""
 
 
 def generate(

@@ -15,7 +15,7 @@ SPEAKERS = ("relay_lightning.", "relay_kernels.", "lightning.", "torch.optim.")
 ADDRESSED = (ValueError, RuntimeError, OSError, ModuleNotFoundError)
 """Types that they raise with a sentence for the user; any other type is a bug."""
 ABSENT_PACKAGE = re.compile(r"Requirement '[^']+' not met.*")
-"""What Lightning says of a class whose package is not installed."""
+"""Lightning's message about a class whose package is not installed."""
 NOT_A_CLASS = re.compile(r"Expected a path but \S+ either not accessible")
 NO_MODULE = re.compile(r"No module named '([^']+)'")
 NO_VALUE = re.compile(r"argument --(\S+): expected one argument")

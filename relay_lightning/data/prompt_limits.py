@@ -19,7 +19,7 @@ class PromptLimit:
 
     max_tokens: int
     reason: str
-    """What is said of the prompts that are longer."""
+    """Continues the log message about prompts that are longer."""
     encode: Callable[[Prompt], Sequence[int]] | None = None
     """The prompt in the reader's vocabulary, where that is not the student's."""
 

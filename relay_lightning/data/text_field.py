@@ -17,7 +17,7 @@ MAX_DIGITS = 1000
 """A number of more digits before or after its point is not written out."""
 MAX_LISTED_COLUMNS = 20
 MAX_LISTED_DEPTH = 8
-"""How much of a row a sentence lists."""
+"""Characters of a row that an error message quotes."""
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 """One step of a nested name: a key, or an index in brackets."""
 

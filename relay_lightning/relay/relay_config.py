@@ -32,7 +32,7 @@ class RelayConfig:
     eos_policy: EosPolicy = "finish"
     """What the teacher's end of sequence does: `finish` the completion, or `return` control to the student."""
     sampling: SamplingParams | None = None
-    """How the student was evaluated; None where no file says it."""
+    """Sampling that the student was evaluated with; None without a file."""
     teacher: str | None = field(default=None, compare=False)
     """The teacher it was trained with, for information."""
 

@@ -409,7 +409,7 @@ def _separators(text: str) -> Iterator[str]:
 
 
 def _depth(text: str) -> int:
-    """How deeply brackets stand in brackets."""
+    """Nesting depth of the brackets."""
     depths = itertools.accumulate(1 if match[0] in _OPENING else -1 for match in _BRACKETS.finditer(text))
     return max(depths, default=0)
 

@@ -30,7 +30,7 @@ _BRACES = re.compile(r"\\\\(?!boxed)|\\boxed\s*\{|\\[{}]|[{}]")
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 BATCH_BUDGET_S = 20.0
-"""What the slow comparisons of a batch may take together."""
+"""Seconds that the slow comparisons of a batch may take together."""
 
 _log = logging.getLogger(__name__)
 

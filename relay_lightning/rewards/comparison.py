@@ -30,7 +30,7 @@ from relay_lightning.rewards.units import Unit
 
 
 class Equivalence(StrEnum):
-    """What came of a comparison."""
+    """Outcome of a comparison."""
 
     EQUAL = "equal"
     DIFFERENT = "different"

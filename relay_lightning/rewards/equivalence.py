@@ -83,7 +83,7 @@ class ComparisonBudget:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one comparison in a worker."""
+    """Outcome of one comparison in a worker."""
 
     verdict: Equivalence
     used_s: float

@@ -62,7 +62,7 @@ def test_nothing_reads_or_writes_beyond_its_tensors(file: str, compiler: str, sa
         "RELAY_TEST_LIBRARY": str(sanitized),
         "RELAY_FUZZ_CALLS": str(NUM_CALLS),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-p", "sanitized_library"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", "-p", "sanitized_library"]
     command += ["-k", "native or idle or refused", "--timeout", "3000", f"tests/kernels/{file}.py"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]

@@ -18,9 +18,10 @@ from relay_lightning.interruption import Interrupted, stop_signals
 class GracefulStop(Callback):
     """Stops a run on a signal wherever it is; a step that is not finished is given up and done again on resume.
 
-    One process holds a signal back only from the optimiser's step until Lightning has logged it, so that weights,
-    optimiser, counters and scalars are of one moment. Several processes have to stop together: they agree before each
-    micro-batch. Should be the first callback, because Lightning installs handlers of its own before training.
+    One process holds a signal back only from the optimiser's step, and from the end of a validation, until Lightning
+    has logged it, so that weights, optimiser, counters and scalars are of one moment. Several processes have to stop
+    together: they agree before each micro-batch. Should be the first callback, because Lightning installs handlers of
+    its own before training.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,11 @@ class GracefulStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._between_steps(trainer)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:  # held until Lightning has logged it and it no longer counts as due
+            stop_signals.is_held = True
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

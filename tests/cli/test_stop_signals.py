@@ -77,7 +77,7 @@ def stop(moment: str, step: int, signal_name: str = "SIGTERM") -> list[str]:
         pytest.param("on_after_backward", 1, 1, marks=pytest.mark.slow),
         ("on_validation_batch_start", 2, 2),
         pytest.param("on_before_zero_grad", 3, 3, marks=pytest.mark.slow),
-        pytest.param("on_before_optimizer_step", 1, 2, marks=pytest.mark.slow),
+        pytest.param("on_before_optimizer_step", 1, 1, marks=pytest.mark.slow),
         pytest.param("on_validation_end", 2, 2, marks=pytest.mark.slow),
         pytest.param("on_validation_batch_start", STEPS, STEPS, marks=pytest.mark.slow),
         pytest.param("on_train_epoch_end", STEPS, STEPS, marks=pytest.mark.slow),

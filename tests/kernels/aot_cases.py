@@ -59,7 +59,7 @@ def decode_attention_cases(op: ModuleType) -> dict[str, Case]:
 
     cases = {"one token, D 128, bf16": call(), "chunk of 128, D 128, bf16": call(tokens=128)}
     cases |= {"append 128": append(1, 4096), "append 128, blocks of 16": append(256, 16)}
-    for block_size in (16, 32, 256):
+    for block_size in (16,):
         paged = {
             f"{name}, blocks of {block_size}": call(block_size=block_size, **shape) for name, shape in PAGED.items()
         }

@@ -148,6 +148,8 @@ def outcome(op: Callable[..., Any], call: Call, backend: str) -> tuple[str, list
     try:
         result = op(**call, backend=backend)
     except ValueError as error:
+        if "contiguous for backend='native'" in str(error):
+            return "not native", []
         return f"refused: {error}", []
     except RuntimeError as error:
         if "cannot run" in str(error):  # a dtype or strides that only the definition takes
@@ -185,7 +187,7 @@ def test_native_ops_do_what_their_definitions_do(op: Callable[..., Any], make: C
             ("reference", {name: copy(value) for name, value in call.items()}),
         ))  # fmt: skip
         words.append(ours[0].partition(":")[0])
-        if ours[0] == "not native":
+        if ours[0] == "not native" or "num_arrived" in theirs[0]:  # counters that Triton's kernel alone uses
             continue
         assert ours[0].partition(":")[0] == theirs[0].partition(":")[0], (seed, ours[0], theirs[0])
         if is_finite(call):

@@ -49,6 +49,8 @@ def check_logits(
         raise ValueError(f"logits have {logits.shape[0]} rows for {num_rows} slots")
     if num_rows > state.num_slots:
         raise ValueError(f"slots are {num_rows} and the state has {state.num_slots}: some occur more than once")
+    if table is not None and table.next_state.dim() != 2:
+        raise ValueError(f"table.next_state must be [states, vocabulary], not {tuple(table.next_state.shape)}")
     if table is not None and table.vocab_size != logits.shape[1]:
         raise ValueError(f"table is for a vocabulary of {table.vocab_size}, logits have {logits.shape[1]}")
     if table is not None and logits.device.type == "cpu":

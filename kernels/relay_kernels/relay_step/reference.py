@@ -87,7 +87,7 @@ def _uniform(
 ) -> Tensor:
     """[N] fp32: the draw of each row at its position, looked up or computed."""
     if uniforms is not None:
-        column = position.clamp(max=uniforms.shape[1] - 1)
+        column = position.clamp(0, uniforms.shape[1] - 1)
         return _rows(uniforms, slots).gather(1, column[:, None])[:, 0]
     stream = RandomStream.STUDENT if writer == Writer.STUDENT else RandomStream.TEACHER
     return philox_uniform(seed, _rows(state.prompt_id, slots), _rows(state.sample_index, slots), position, stream)

@@ -206,7 +206,7 @@ class RelayCLI(LightningCLI):
         return self._instantiate_trainer(settings, self._run_callbacks(settings))
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
-        """In the order in which they must act: stopping first, the checkpoint last, after all other files."""
+        """Callbacks in the order in which they must act: stopping first, the checkpoint last, after all other files."""
         callbacks: list[Callback] = [GracefulStop()]
         if isinstance(self.model, RelayModule):
             callbacks.append(self._get(self.config_init, "report"))

@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """What was measured after the last step; an interrupted report goes on from it."""
+        """Measurements after the last step; an interrupted report goes on from them."""
         return self.path / "results.json"
 
     @property

@@ -30,7 +30,7 @@ class TemplateParts:
     trims: bool
     """White space at the ends of the message is removed."""
     turn_end: str
-    """What follows an assistant's message; empty if the template writes none."""
+    """Text behind an assistant's message; empty if the template writes none."""
 
     def render(self, message: str) -> str:
         """The prompt with `message` from the user."""

@@ -225,19 +225,18 @@ def _equal(is_equal: bool) -> Equivalence:
 
 
 def _any(verdicts: Iterable[Equivalence]) -> Equivalence:
-    result = Equivalence.DIFFERENT
-    for verdict in verdicts:
-        if verdict is Equivalence.EQUAL:
-            return verdict
-        if verdict is Equivalence.UNDECIDED:
-            result = verdict
-    return result
+    return _decide(verdicts, Equivalence.EQUAL, otherwise=Equivalence.DIFFERENT)
 
 
 def _all(verdicts: Iterable[Equivalence]) -> Equivalence:
-    result = Equivalence.EQUAL
+    return _decide(verdicts, Equivalence.DIFFERENT, otherwise=Equivalence.EQUAL)
+
+
+def _decide(verdicts: Iterable[Equivalence], decisive: Equivalence, *, otherwise: Equivalence) -> Equivalence:
+    """Returns `decisive` at the first verdict that is; else UNDECIDED if one is, else `otherwise`."""
+    result = otherwise
     for verdict in verdicts:
-        if verdict is Equivalence.DIFFERENT:
+        if verdict is decisive:
             return verdict
         if verdict is Equivalence.UNDECIDED:
             result = verdict

@@ -14,12 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from relay_lightning.data.chat_template import encode_prompt, end_token_ids, make_prompt, unknown_turn_end
 from relay_lightning.data.notices import announce, notify
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.kv_budget import KVCacheGB
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.relay.bridge import TextBridge
-from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.engine import RelayEngine
+from relay_lightning.relay.local_teacher import LocalTeacher
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.relay.relay import Relay
 from relay_lightning.relay.relay_config import read_relay_config
@@ -36,7 +38,9 @@ def load_relay(
     student: str = "tiny:relay-student",
     teacher: str | None = "tiny:teacher",
     *,
-    num_slots: int = 64,
+    max_num_seqs: int = 64,
+    kv_cache_gb: KVCacheGB = "auto",
+    block_size: int = 16,
     cuda_graphs: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -47,7 +51,8 @@ def load_relay(
 
     A name is a local folder, a hub id, or one of the embedded tiny:student, tiny:warm-student, tiny:relay-student and
     tiny:teacher. The student's `relay_config.json`, if it has one, gives the relay its defaults. teacher None: the
-    student alone (`policy="teacher_free"`). num_slots: completions in flight. cuda_graphs: on a GPU, whether
+    student alone (`policy="teacher_free"`). max_num_seqs: sequences in flight at most. kv_cache_gb: memory for the keys and values of
+    both models, in blocks of block_size tokens. cuda_graphs: on a GPU, whether
     decode steps are captured. device: by default a GPU where there is one. dtype: of both models where their settings
     name none; by default what each model's config names. student_loading, teacher_loading: quantisation and attention.
     Raises as `load_model` and `read_relay_config` do.
@@ -62,27 +67,36 @@ def load_relay(
     if teacher is not None:
         teacher_model = load_model(teacher, dtype, teacher_loading, device).requires_grad_(False)
         teacher_tokenizer = load_tokenizer(teacher, teacher_loading)
-    decoder = build_decoder(
-        student_model, tokenizer, teacher_model, teacher_tokenizer, num_slots=num_slots, cuda_graphs=cuda_graphs
+    engine = build_engine(
+        student_model,
+        tokenizer,
+        teacher_model,
+        teacher_tokenizer,
+        max_num_seqs=max_num_seqs,
+        kv_cache_gb=kv_cache_gb,
+        block_size=block_size,
+        cuda_graphs=cuda_graphs,
     )
 
     def prompt(prompt_id: int, question: str | Sequence[int]) -> Prompt:
         return _prompt(tokenizer, prompt_id, question)
 
-    return Relay(decoder, prompt, config)
+    return Relay(engine, prompt, config)
 
 
-def build_decoder(
+def build_engine(
     student: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     teacher: nn.Module | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    num_slots: int,
+    max_num_seqs: int,
+    kv_cache_gb: KVCacheGB = "auto",
+    block_size: int = 16,
     cuda_graphs: bool = True,
     day: date | None = None,
-) -> RelayDecoder:
-    """A decoder over two loaded models, or over a student alone; `tokenizer` is the student's.
+) -> RelayEngine:
+    """An engine over two loaded models, or over a student alone; `tokenizer` is the student's.
 
     Logs the tokens that end a text. Where the two tokenizers differ, hand-overs go through text, and a warning says so.
     day: what the teacher's chat template takes for today; None asks the clock. Raises ValueError for a model that the
@@ -91,24 +105,31 @@ def build_decoder(
     for model in (student, teacher):
         if model is not None:
             require_decodable(model)
-    student_engine = local_engine(student, tokenizer)
-    protocol = CallProtocol().compile(tokenizer, student_engine.vocab_size)
-    announce(f"The {'model' if teacher is None else 'student'} {_ends(student_engine, tokenizer)}")
-    teacher_engine = bridge = None
+    student_model = local_model(student, tokenizer)
+    protocol = CallProtocol().compile(tokenizer, student_model.vocab_size)
+    announce(f"The {'model' if teacher is None else 'student'} {_ends(student_model, tokenizer)}")
+    teacher_model = bridge = None
     if teacher is not None:
         # A teacher of the same vocabulary reads the student's prompt, and may end as the student's template does.
         own, has_bridge = teacher_tokenizer or tokenizer, needs_bridge(tokenizer, teacher_tokenizer)
-        teacher_engine = local_engine(teacher, own) if has_bridge else local_engine(teacher, own, tokenizer)
-        announce(f"The teacher {_ends(teacher_engine, own)}")
+        teacher_model = local_model(teacher, own) if has_bridge else local_model(teacher, own, tokenizer)
+        announce(f"The teacher {_ends(teacher_model, own)}")
         if has_bridge:
-            bridge = _bridge(protocol.vocabulary, own, teacher_engine.vocab_size, day)
-    return RelayDecoder(
-        student_engine, teacher_engine, protocol, bridge=bridge, num_slots=num_slots, cuda_graphs=cuda_graphs
+            bridge = _bridge(protocol.vocabulary, own, teacher_model.vocab_size, day)
+    return RelayEngine(
+        student_model,
+        None if teacher_model is None else LocalTeacher(teacher_model),
+        protocol,
+        bridge=bridge,
+        max_num_seqs=max_num_seqs,
+        kv_cache_gb=kv_cache_gb,
+        block_size=block_size,
+        cuda_graphs=cuda_graphs,
     )
 
 
-def local_engine(model: nn.Module, *tokenizers: PreTrainedTokenizerBase) -> LocalEngine:
-    """An engine that ends a text where its model's configs, its tokenizer or its chat template end one.
+def local_model(model: nn.Module, *tokenizers: PreTrainedTokenizerBase) -> LocalModel:
+    """A model that ends a text where its own configs, its tokenizer or its chat template end one.
 
     tokenizers: its own, and another one of the same vocabulary whose chat template it reads. Warns about a chat
     template whose end of a turn is no token.
@@ -119,7 +140,7 @@ def local_engine(model: nn.Module, *tokenizers: PreTrainedTokenizerBase) -> Loca
                 f"The chat template of {tokenizer.name_or_path!r} ends a turn with {end!r}, which is no token of its "
                 "vocabulary and ends no completion."
             )
-    return LocalEngine(model, end_token_ids=[token for each in tokenizers for token in end_token_ids(each)])
+    return LocalModel(model, end_token_ids=[token for each in tokenizers for token in end_token_ids(each)])
 
 
 def needs_bridge(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None) -> bool:
@@ -127,9 +148,9 @@ def needs_bridge(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrain
     return teacher_tokenizer is not None and teacher_tokenizer.get_vocab() != tokenizer.get_vocab()
 
 
-def _ends(engine: LocalEngine, tokenizer: PreTrainedTokenizerBase) -> str:
+def _ends(model: LocalModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Name of a model and the tokens that end its text."""
-    tokens = [f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in engine.eos_token_ids]
+    tokens = [f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in model.eos_token_ids]
     ends = f"stops at {', '.join(tokens)}" if tokens else "has no end token, so completions take their whole budget"
     return f"{tokenizer.name_or_path!r} {ends}."
 
@@ -150,5 +171,5 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, prompt_id: int, question: str | 
         token_ids = tuple(map(operator.index, question))
     except TypeError:
         raise ValueError(f"prompt {prompt_id} must be a text or a list of token ids, not {question!r}") from None
-    # The decoder refuses ids that no model has; a tokenizer fails on them.
+    # The engine refuses ids that no model has; a tokenizer fails on them.
     return Prompt(prompt_id, token_ids, text=tokenizer.decode([id for id in token_ids if 0 <= id < len(tokenizer)]))

@@ -1,4 +1,4 @@
-"""What the relay decoder needs of a model. Shapes: S slots, N rows of a call, T tokens of a chunk, V vocabulary."""
+"""What the relay needs of a model. Shapes: N rows of a pass, T new tokens of a row, E hidden size, V vocabulary."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from relay_lightning.engine.kv_cache import PagedKVCache
 
-class TokenEngine(Protocol):
-    """A causal language model with S cache slots, named by int64 tensors on `device`, distinct within a call."""
+
+class ForwardPass(Protocol):
+    """A model in evaluation mode, ready to run over a paged cache. Passes are announced with `PagedKVCache.begin`."""
+
+    def extend(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> Tensor:
+        """Returns the hidden states of the new tokens, [N, T, E]; appends their keys and values to `cache`.
+
+        token_ids, positions: [N, T] int64.
+        """
+
+    def step(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> tuple[Tensor, Tensor | None]:
+        """Returns the logits after one new token a row, [N, V], and its last hidden states, [N, E], if at hand."""
+
+
+class TokenModel(Protocol):
+    """A causal language model over token ids."""
 
     @property
     def vocab_size(self) -> int:
@@ -22,43 +37,24 @@ class TokenEngine(Protocol):
 
     @property
     def max_context(self) -> int:
-        """Tokens that a slot can hold at most by the model's construction."""
+        """Tokens that a sequence can have at most by the model's construction."""
 
     @property
     def device(self) -> torch.device: ...
 
     @property
-    def lengths(self) -> Tensor:
-        """[S] int64: tokens in each slot's cache."""
+    def num_parameters(self) -> int: ...
 
     @property
-    def step_shape(self) -> int:
-        """What the device's work of the next `step` depends on beside the shapes of its arguments."""
+    def attention_backend(self) -> str:
+        """Backend of `decode_attention`."""
 
-    def session(self) -> AbstractContextManager[None]:
-        """Holds while the engine is decoded with: no gradients, no dropout. Restores what it changed."""
+    def session(self, max_length: int) -> AbstractContextManager[ForwardPass]:
+        """Opens the model for decoding sequences of up to `max_length` tokens: no gradients, no dropout.
 
-    def allocate(self, num_slots: int, max_length: int) -> None:
-        """Makes room for `num_slots` slots of `max_length` tokens, all empty."""
-
-    def truncate(self, slots: Tensor, lengths: Tensor) -> None:
-        """Forgets all but the first lengths[i] tokens of slots[i]; both [N]."""
-
-    def copy_prefix(self, source: int, targets: Tensor, length: int) -> None:
-        """Makes the first `length` tokens of slot `source` the whole contents of each slot of `targets` [N]."""
-
-    def tighten(self, longest: int) -> None:
-        """Tells the engine that no slot in use is longer than `longest` tokens, where the caller happens to know."""
-
-    def extend(self, slots: Tensor, token_ids: Tensor, num_new: Tensor) -> None:
-        """Reads the first num_new[i] tokens of token_ids[i] into slots[i]; [N, T] int64 and [N]."""
-
-    def step(self, token_ids: Tensor, is_active: Tensor, slots: Tensor | None = None) -> Tensor:
-        """Reads one token a row and returns the logits after it, [N, V].
-
-        token_ids: [N] int64; is_active: [N] bool, rows of False keep their cache as it is and get meaningless logits;
-        slots: [N], or None for all S slots in order.
+        Restores what it changed. The same object is returned as long as weights and length stay where they are, so that
+        CUDA graphs of its passes stay valid.
         """
 
-    def count_step(self) -> None:
-        """Tells the engine that the device has repeated its last `step` without the host's part in it."""
+    def weights_version(self) -> int:
+        """Returns a number that changes whenever the weights have been written to."""

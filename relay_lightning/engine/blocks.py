@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from relay_kernels import add_rms_norm, norm_linear, rotate_heads, silu_mul
+from relay_kernels import add_rms_norm, decode_attention, norm_linear, rotate_heads, silu_mul
 from torch import Tensor, nn
 from torch.nn import functional
 
-from relay_lightning.engine.kv_cache import SlotKVCache
+from relay_lightning.engine.kv_cache import PagedKVCache
 from relay_lightning.models.lm_head import is_plain_linear
 
 MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3"})
@@ -54,13 +54,12 @@ class _Block:
 
 
 class Blocks:
-    """A model for one session: it holds the parameters as they are at its start."""
+    """`ForwardPass` over the parameters of a model as they lie in memory when it is built."""
 
     def __init__(self, model: Any, max_length: int) -> None:
         """model: a causal model of which `can_run_blocks` is true; max_length: L."""
         decoder = model.get_decoder()
-        self.head = _linear(model.get_output_embeddings())
-        """Hidden states [..., E] to logits [..., V]."""
+        self._head = _linear(model.get_output_embeddings())
         self._embed = decoder.embed_tokens
         self._blocks = [_take_apart(layer) for layer in decoder.layers]
         self._last_norm = _norm(decoder.norm)
@@ -69,11 +68,11 @@ class Blocks:
         self._rotations = torch.cat(decoder.rotary_emb(like, positions), -1)[0]
         """[L, 2D]: cosine and sine of every position."""
 
-    def run(self, token_ids: Tensor, positions: Tensor, cache: SlotKVCache) -> Tensor:
-        """Hidden states of the new tokens behind the last norm, [N, T, E]; appends their keys and values to `cache`.
+    def step(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> tuple[Tensor, Tensor | None]:
+        hidden = self.extend(token_ids, positions, cache)[:, -1]
+        return self._head(hidden), hidden
 
-        token_ids, positions: [N, T]. The pass must have been announced to the cache.
-        """
+    def extend(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> Tensor:
         num_rows, num_tokens = token_ids.shape
         hidden, update = self._embed(token_ids.flatten()), None  # [N * T, E]: matrices are a little cheaper to multiply
         rotation = functional.embedding(positions, self._rotations).chunk(2, -1)
@@ -82,7 +81,7 @@ class Blocks:
             query, key, value = (states.view(num_rows, num_tokens, -1, block.head_size) for states in projected)
             del projected  # No name may hold the wide states of a layer while the next ones are computed.
             query, key = rotate_heads(query, key, *rotation, *block.head_norms)
-            attended = cache.attend(query, key, value, index, block.scaling)
+            attended = decode_attention(**cache.attention_inputs(query, key, value, index), scale=block.scaling)
             [gated], hidden = block.gated(hidden, block.output(attended.view(num_rows * num_tokens, -1)))
             update = block.down(gated)
             del gated

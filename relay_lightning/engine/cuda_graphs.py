@@ -22,47 +22,51 @@ Capture = Callable[[Step], Step]
 
 
 class StepGraphs:
-    """The graphs of one run. Steps of a key are run, then captured, then repeated: nothing is compiled, loaded or
-    allocated for the first time in a capture."""
+    """Graphs of one model's decode steps. The first step of a key is run, the second captured, later ones replayed:
+    nothing is compiled, loaded or allocated for the first time in a capture."""
 
-    def __init__(self, capture: Capture, num_slots: int, device: torch.device) -> None:
+    def __init__(self, capture: Capture, num_rows: int, device: torch.device) -> None:
         self._capture: Capture | None = capture
         self._replays: dict[Hashable, Step | None] = {}
-        """What repeats the steps of each key; None after the first."""
-        self._num_slots = num_slots
-        self._slots = torch.arange(num_slots, device=device)
-        """[S]: the slots of the next steps, first of all, where all graphs find them."""
+        """Replays of each key's step; None after its first step."""
+        self._num_rows = num_rows
+        self._rows = torch.arange(num_rows, device=device)
+        """[R]: the rows of the next steps, first of all, where all graphs find them."""
 
-    def place(self, slots: Sequence[int]) -> Tensor | None:
-        """The given slots and some others, at a fixed address: their number is a power of two, or all (None)."""
-        num_rows = 1 << max(len(slots) - 1, 0).bit_length()
-        if num_rows >= self._num_slots:
+    def place(self, rows: Sequence[int]) -> Tensor | None:
+        """Returns the given rows and some others, at a fixed address: their number is a power of two, or all (None)."""
+        num_rows = 1 << max(len(rows) - 1, 0).bit_length()
+        if num_rows >= self._num_rows:
             return None
-        taken = set(slots)
-        others = [slot for slot in range(self._num_slots) if slot not in taken]
-        rows = self._slots[:num_rows]
-        rows.copy_(torch.tensor([*slots, *others[: num_rows - len(slots)]]))
-        return rows
+        taken = set(rows)
+        others = [row for row in range(self._num_rows) if row not in taken]
+        placed = self._rows[:num_rows]
+        placed.copy_(torch.tensor([*rows, *others[: num_rows - len(rows)]]))
+        return placed
 
-    def run(self, key: Hashable, step: Step) -> bool:
-        """Does the step once; whether by a graph, without calling `step`."""
+    def clear(self) -> None:
+        """Drops all graphs, because memory that they refer to has moved."""
+        self._replays.clear()
+
+    def run(self, key: Hashable, step: Step) -> None:
+        """Runs the step once, by its graph where there is one."""
         if self._capture is None or key not in self._replays:
             step()
             self._replays.setdefault(key, None)
-            return False
+            return
         replay = self._replays[key]
         if replay is not None:
             replay()
-            return True
+            return
         try:
             replay = self._replays[key] = self._capture(step)
         except RuntimeError as error:
             logger.warning("CUDA graphs are off, a decode step cannot be captured: %s", str(error).partition("\n")[0])
-            self._capture, self._replays = None, {}
+            self._capture = None
+            self.clear()
             step()
         else:
             replay()
-        return False
 
 
 class CudaCapture:

@@ -37,13 +37,18 @@ def run_as_forward(
     return function(model, *args, **kwargs)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Returns True if the weights of `model` are spread over processes."""
+    return isinstance(model, FSDPModule)
+
+
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Within it every process has all weights of `model` and may run it, or not, without waiting for the others.
 
     All processes must enter it together; for a model that is not sharded it does nothing.
     """
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         yield
         return
     model.set_reshard_after_forward(False)

@@ -27,7 +27,10 @@ class PolicyView:
     """[N] int64: completion tokens so far, whoever wrote them."""
     segment_start: Tensor
     """[N] int64: completion tokens when the student last took over."""
-    seed: int
+    seed: Tensor
+    """[N] int64."""
+    hidden: Tensor | None = None
+    """[N, E]: the student's last hidden states, for a policy with `needs_hidden`."""
 
     def uniform(self) -> Tensor:
         """[N] fp32 in [0, 1): the policy's own draw for the next position of each row."""
@@ -43,8 +46,11 @@ class Policy(Protocol):
     decides_per_token: ClassVar[bool]
     """Whether `decide` must be asked at every token."""
 
+    needs_hidden: ClassVar[bool]
+    """`PolicyView.hidden` is to be filled."""
+
     def begin(self, prompt_id: int, sample_index: int, seed: int) -> bool:
-        """Whether the teacher writes this whole completion."""
+        """Returns True if the teacher writes this whole completion."""
 
     def decide(self, logits: Tensor, view: PolicyView) -> Tensor | None:
         """[N] int64: tokens to ask the teacher for before the next token; 0 lets the student write, None all students.
@@ -60,6 +66,7 @@ class _Base:
     allows_commands: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     decides_per_token: ClassVar[bool] = False
+    needs_hidden: ClassVar[bool] = False
 
     def begin(self, prompt_id: int, sample_index: int, seed: int) -> bool:  # noqa: ARG002
         return False

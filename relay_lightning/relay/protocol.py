@@ -133,6 +133,14 @@ class CompiledProtocol:
         """The command that asks for n tokens; raises as `CallProtocol.spell` does."""
         return self.protocol.spell(n, self.vocabulary)
 
+    def next_state(self, state: int, token: int) -> tuple[int, bool]:
+        """Returns the automaton's state after a token of the student, and True if it completes a call.
+
+        State 0, where a segment begins and a call ends, means that no command is open.
+        """
+        after = self._rows[state][token]
+        return (0, True) if after == _COMPLETE else (after, False)
+
     def scan(self, token_ids: Sequence[int]) -> list[CommandSpan]:
         """The valid calls of a segment, in order.
 
@@ -144,10 +152,9 @@ class CompiledProtocol:
         for index, token in enumerate(token_ids):
             if state == 0:
                 opened = index
-            state = self._rows[state][token]
-            if state == _COMPLETE:
+            state, is_complete = self.next_state(state, token)
+            if is_complete:
                 spans.append(self._locate(token_ids, opened, index))
-                state = 0
         return spans
 
     def count_malformed(self, token_ids: Sequence[int]) -> int:

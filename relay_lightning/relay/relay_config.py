@@ -10,13 +10,13 @@ from typing import Any, Literal
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import read_model_file
 from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.relay.requests import CallLimits, EosPolicy
 
 RELAY_CONFIG_FILE = "relay_config.json"
 AUTO: Literal["auto"] = "auto"
 """An argument that was not given: the student's `relay_config.json` decides, else the default of `RelayConfig`."""
 CallLimit = int | Literal["auto"] | None
 """A limit of calls or of their tokens; None is no limit."""
-EosPolicy = Literal["finish", "return"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class RelayConfig:
         return replace(self, **chosen)
 
     @property
-    def limits(self) -> dict[str, Any]:
-        """The keyword arguments of `RelayDecoder.generate` that this record decides."""
-        return {name: getattr(self, name) for name in ("max_calls", "max_call_tokens", "eos_policy")}
+    def limits(self) -> CallLimits:
+        """The limits that this record decides."""
+        return CallLimits(self.max_calls, self.max_call_tokens, self.eos_policy)
 
     def to_json(self) -> str:
         """The text of `relay_config.json`."""
@@ -89,7 +89,11 @@ def parse_relay_config(text: str, source: str) -> RelayConfig:
 
 def _parse_sampling(content: Any, source: str) -> SamplingParams:
     values = _known_keys(content, SamplingParams, f"{source}: sampling")
+    if isinstance(values.get("stop"), list):
+        values["stop"] = tuple(values["stop"])
     for name, value in values.items():
+        if name == "stop":
+            continue
         is_whole = name in ("max_completion_tokens", "top_k")
         if not (_is_whole(value) if is_whole else _is_number(value)):
             expected = "a whole number" if is_whole else "a number"

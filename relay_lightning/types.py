@@ -6,17 +6,10 @@ Shapes: B rows (completions), T tokens of a row (prompt and completion, right-pa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
 import torch
-
-
-class TokenSource(IntEnum):
-    """Who wrote a token."""
-
-    PROMPT = 0
-    STUDENT = 1
-    TEACHER = 2
+from relay_kernels.relay_step.state import TokenSource as TokenSource  # noqa: PLC0414 - exported from here too
 
 
 class FinishReason(StrEnum):

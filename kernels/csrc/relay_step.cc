@@ -1,9 +1,7 @@
 // `relay_step` for Python.
-#include <tvm/ffi/any.h>
 #include <tvm/ffi/function.h>
 
 #include <algorithm>
-#include <cmath>
 #include <new>
 #include <type_traits>
 
@@ -19,73 +17,36 @@
 namespace relay {
 namespace {
 
-using tvm::ffi::AnyView;
-
 constexpr int64_t kLogitsOfAThread = 1 << 15;
 // Logits a thread is worth waking for: about 50 us of them.
-constexpr double kMaxTopK = 2147483647.0;  // relay_step/checks.py: MAX_TOP_K
 constexpr int64_t kMostLogits = int64_t{1} << 40;
 // More of one row than any memory holds; the size of the scratch does not overflow below.
 
 template <typename T>
 constexpr int kCode = std::is_floating_point_v<T> ? kDLFloat : std::is_signed_v<T> ? kDLInt : kDLUInt;
 
+// `code` is given for booleans, which are read as bytes.
 template <typename T>
-bool is_of(const TensorView& tensor, DLDevice device) {
-  using Value = std::remove_const_t<T>;
-  const bool is_bool = std::is_same_v<Value, uint8_t> && has_type(tensor, kDLBool, 8);
-  return is_on(tensor, device) && (is_bool || has_type(tensor, kCode<Value>, 8 * sizeof(Value)));
+bool is_of(const TensorView& tensor, DLDevice device, int code) {
+  return is_on(tensor, device) && has_type(tensor, code, 8 * sizeof(T));
 }
 
 template <typename T>
-bool take_column(const TensorView& tensor, DLDevice device, int64_t count, Column<T>* column) {
-  if (!is_of<T>(tensor, device) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
+bool take_column(const TensorView& tensor, DLDevice device, int64_t count, Column<T>* column,
+                 int code = kCode<std::remove_const_t<T>>) {
+  if (!is_of<T>(tensor, device, code) || tensor.ndim() != 1 || tensor.size(0) != count) return false;
   if (!std::is_const_v<T> && has_shared_elements(tensor)) return false;
   *column = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
   return true;
 }
 
 template <typename T>
-bool take_table(const TensorView& tensor, DLDevice device, int64_t num_rows, int64_t width, Rows<T>* rows) {
-  if (!is_of<T>(tensor, device) || tensor.ndim() != 2 || tensor.size(0) != num_rows || tensor.size(1) != width) return false;
+bool take_table(const TensorView& tensor, DLDevice device, int64_t num_rows, int64_t width, Rows<T>* rows,
+                int code = kCode<std::remove_const_t<T>>) {
+  if (!is_of<T>(tensor, device, code) || tensor.ndim() != 2 || tensor.size(0) != num_rows || tensor.size(1) != width) return false;
   if (width > 1 && tensor.stride(1) != 1) return false;
   if (!std::is_const_v<T> && num_rows > 1 && tensor.stride(0) < width) return false;  // rows that overlap
   *rows = {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
-  return true;
-}
-
-// Whether a sampling parameter may have the value; `most` is infinite for a temperature.
-bool is_parameter(double value, double most, bool is_whole) {
-  return value >= 0.0 && value <= most && (!is_whole || value == std::floor(value));
-}
-
-// One number or one a row. Values in a tensor are checked on a CPU alone.
-bool take_parameter(const AnyView& value, DLDevice device, int64_t num_rows, double off, double most, bool is_whole,
-                    Parameter* parameter, bool* is_used) {
-  if (const auto number = value.try_cast<double>()) {
-    if (!is_parameter(*number, most, is_whole)) return false;
-    parameter->number = *number;
-    *is_used = *number != off;
-    return true;
-  }
-  const auto tensor = value.try_cast<TensorView>();
-  if (!tensor.has_value() || !is_on(*tensor, device)) return false;
-  if (tensor->ndim() != 1 || tensor->size(0) != num_rows) return false;
-  *is_used = true;
-  if (has_type(*tensor, kDLFloat, 32)) {
-    parameter->type = Parameter::kFloat32;
-  } else if (has_type(*tensor, kDLInt, 64)) {
-    parameter->type = Parameter::kInt64;
-  } else if (has_type(*tensor, kDLInt, 32)) {
-    parameter->type = Parameter::kInt32;
-  } else {
-    return false;
-  }
-  parameter->data = tensor->data_ptr();
-  parameter->stride = tensor->stride(0);
-  for (int64_t row = 0; row < num_rows && device.device_type == kDLCPU; ++row) {
-    if (!is_parameter((*parameter)[row], most, is_whole)) return false;
-  }
   return true;
 }
 
@@ -108,15 +69,16 @@ bool take_logits(const TensorView& tensor, Logits* logits) {
   return true;
 }
 
-bool take_commands(const TensorView& next_state, const TensorView& is_complete, const TensorView& digit_action,
-                   const TensorView& digit_scale, const TensorView& digit_value, DLDevice device,
-                   int64_t vocab_size, Commands* commands) {
+bool take_commands(const TensorView& next_state, const TensorView& is_complete, const TensorView& is_opening,
+                   const TensorView& digit_action, const TensorView& digit_scale, const TensorView& digit_value,
+                   DLDevice device, int64_t vocab_size, Commands* commands) {
   if (next_state.ndim() != 2 || digit_scale.ndim() != 1) return false;
   const int64_t num_states = commands->num_states = next_state.size(0);
   const int64_t num_actions = commands->num_actions = digit_scale.size(0);
   Column<const int64_t> scale, value;
   if (!take_table(next_state, device, num_states, vocab_size, &commands->next_state) ||
-      !take_table(is_complete, device, num_states, vocab_size, &commands->is_complete) ||
+      !take_table(is_complete, device, num_states, vocab_size, &commands->is_complete, kDLBool) ||
+      !take_table(is_opening, device, num_states, vocab_size, &commands->is_opening, kDLBool) ||
       !take_column(digit_scale, device, num_actions, &scale) || !take_column(digit_value, device, num_actions, &value)) {
     return false;
   }
@@ -127,21 +89,30 @@ bool take_commands(const TensorView& next_state, const TensorView& is_complete, 
          take_table(digit_action, device, num_states, vocab_size, &commands->wide_action);
 }
 
-// Whether the end-of-sequence tokens are tokens, no two rows have one slot, and every row that is this writer's can be
-// stepped without leaving the state's tensors.
-bool are_in_range(const RelayStep& step) {
+// Whether a row's sampling parameters are numbers in their ranges.
+bool is_sampling(const RelayStep& step, int64_t index) {
+  const float temperature = step.temperature[index], top_p = step.top_p[index], min_p = step.min_p[index];
+  return temperature >= 0.0f && step.top_k[index] >= 0 && top_p >= 0.0f && top_p <= 1.0f && min_p >= 0.0f && min_p <= 1.0f;
+}
+
+// Whether the end-of-sequence tokens are tokens, no row is named twice, and every row that is this writer's can be
+// stepped without leaving the state's tensors, and as `truncates` promises.
+bool are_in_range(const RelayStep& step, bool truncates) {
   for (int64_t i = 0; i < step.num_eos; ++i) {
     if (step.eos_token_ids[i] < 0 || step.eos_token_ids[i] >= step.logits.vocab_size) return false;
   }
-  for (int64_t row = 0; row < step.logits.num_rows; ++row) {
-    const int64_t slot = step.slots[row];
-    if (slot < 0 || slot >= step.num_slots) return false;
-    if (step.status[slot] != step.writer) continue;
-    if (step.num_tokens[slot] < 0 || step.num_tokens[slot] >= step.max_tokens) return false;
+  for (int64_t item = 0; item < step.logits.num_rows; ++item) {
+    const int64_t index = step.rows[item];
+    if (index < 0 || index >= step.num_rows) return false;
+    if (step.status[index] != step.writer) continue;
+    if (step.num_tokens[index] < 0 || step.num_tokens[index] >= step.max_tokens) return false;
+    if (!is_sampling(step, index)) return false;
+    if (!truncates && (step.top_k[index] > 0 || step.top_p[index] < 1.0f || step.min_p[index] > 0.0f)) return false;
     if (step.commands.next_state.data == nullptr) continue;
-    if (step.command_state[slot] < 0 || step.command_state[slot] >= step.commands.num_states) return false;
+    if (step.command_state[index] < 0 || step.command_state[index] >= step.commands.num_states) return false;
+    if (step.command_rule[index] > kMaskOpen) return false;
   }
-  return are_distinct(step.slots, step.logits.num_rows);
+  return are_distinct(step.rows, step.logits.num_rows);
 }
 
 void run(const RelayStep& step, int64_t num_threads) {
@@ -153,7 +124,7 @@ void run(const RelayStep& step, int64_t num_threads) {
   const int64_t scratch_size = kernels.step_scratch(vocab_size);
   float* scratch = reserve_scratch(num_threads * scratch_size);
   parallel_for(num_rows, grain, num_threads, [&](int64_t begin, int64_t end, int64_t worker) {
-    for (int64_t row = begin; row < end; ++row) kernels.step_row(step, row, scratch + worker * scratch_size);
+    for (int64_t item = begin; item < end; ++item) kernels.step_row(step, item, scratch + worker * scratch_size);
   });
 }
 
@@ -178,64 +149,55 @@ bool run_on_device([[maybe_unused]] const RelayStep& step, [[maybe_unused]] DLDe
 #endif
 }
 
-// Steps the rows whose status is `writer`, in place. False: refused, nothing done.
-bool relay_step(TensorView logits, Optional<TensorView> slots, int64_t writer, TensorView tokens,
+// Steps the rows whose status is `writer`, in place. False: refused, nothing done. The tensors of the state and of the
+// table come in the order of RelayStepState (without num_arrived) and CommandTable.
+bool relay_step(TensorView logits, Optional<TensorView> rows, int64_t writer, TensorView tokens,
                 TensorView token_source, TensorView log_probs, TensorView sampling_log_probs, TensorView last_token,
                 TensorView num_tokens, TensorView status, TensorView command_state, TensorView command_n,
-                TensorView token_limit, TensorView span_limit, TensorView can_call, TensorView ends_on_teacher_eos,
+                TensorView token_limit, TensorView span_limit, TensorView command_rule, TensorView ends_on_teacher_eos,
+                TensorView temperature, TensorView top_k, TensorView top_p, TensorView min_p, TensorView seed,
                 TensorView prompt_id, TensorView sample_index, Optional<TensorView> next_state,
-                Optional<TensorView> is_complete, Optional<TensorView> digit_action, Optional<TensorView> digit_scale,
-                Optional<TensorView> digit_value, TensorView eos_token_ids, AnyView temperature, AnyView top_k,
-                AnyView top_p, AnyView min_p, bool is_masking, int64_t seed, Optional<TensorView> uniforms,
-                int64_t num_threads) {
+                Optional<TensorView> is_complete, Optional<TensorView> is_opening, Optional<TensorView> digit_action,
+                Optional<TensorView> digit_scale, Optional<TensorView> digit_value, TensorView eos_token_ids,
+                bool truncates, int64_t num_threads) {
   RelayStep step;
   if (!take_logits(logits, &step.logits) || tokens.ndim() != 2 || eos_token_ids.ndim() != 1) return false;
   const DLDevice device = logits.device();
-  const int64_t num_rows = step.logits.num_rows;
-  const int64_t num_slots = step.num_slots = tokens.size(0), width = tokens.size(1);
+  const int64_t num_logits = step.logits.num_rows;
+  const int64_t num_rows = step.num_rows = tokens.size(0), width = tokens.size(1);
   step.max_tokens = width - 1;
   step.writer = static_cast<Status>(writer);
-  step.is_masking = is_masking;
-  step.seed = static_cast<uint64_t>(seed);
   step.num_eos = eos_token_ids.size(0);
-  step.slots.step = 1;
-  if (slots.has_value() ? !take_integers(slots.value(), device, num_rows, &step.slots) : num_rows != num_slots) return false;
-  if (!take_table(tokens, device, num_slots, width, &step.tokens) ||
-      !take_table(token_source, device, num_slots, width, &step.token_source) ||
-      !take_table(log_probs, device, num_slots, width, &step.log_probs) ||
-      !take_table(sampling_log_probs, device, num_slots, width, &step.sampling_log_probs) ||
-      !take_column(last_token, device, num_slots, &step.last_token) || !take_column(num_tokens, device, num_slots, &step.num_tokens) ||
-      !take_column(status, device, num_slots, &step.status) || !take_column(command_state, device, num_slots, &step.command_state) ||
-      !take_column(command_n, device, num_slots, &step.command_n) ||
-      !take_column(token_limit, device, num_slots, &step.token_limit) ||
-      !take_column(span_limit, device, num_slots, &step.span_limit) || !take_column(can_call, device, num_slots, &step.can_call) ||
-      !take_column(ends_on_teacher_eos, device, num_slots, &step.ends_on_teacher_eos) ||
-      !take_column(prompt_id, device, num_slots, &step.prompt_id) ||
-      !take_column(sample_index, device, num_slots, &step.sample_index) ||
+  step.rows.step = 1;
+  if (rows.has_value() ? !take_integers(rows.value(), device, num_logits, &step.rows) : num_logits != num_rows) return false;
+  if (!take_table(tokens, device, num_rows, width, &step.tokens) ||
+      !take_table(token_source, device, num_rows, width, &step.token_source) ||
+      !take_table(log_probs, device, num_rows, width, &step.log_probs) ||
+      !take_table(sampling_log_probs, device, num_rows, width, &step.sampling_log_probs) ||
+      !take_column(last_token, device, num_rows, &step.last_token) ||
+      !take_column(num_tokens, device, num_rows, &step.num_tokens) ||
+      !take_column(status, device, num_rows, &step.status) ||
+      !take_column(command_state, device, num_rows, &step.command_state) ||
+      !take_column(command_n, device, num_rows, &step.command_n) ||
+      !take_column(token_limit, device, num_rows, &step.token_limit) ||
+      !take_column(span_limit, device, num_rows, &step.span_limit) ||
+      !take_column(command_rule, device, num_rows, &step.command_rule) ||
+      !take_column(ends_on_teacher_eos, device, num_rows, &step.ends_on_teacher_eos, kDLBool) ||
+      !take_column(temperature, device, num_rows, &step.temperature) ||
+      !take_column(top_k, device, num_rows, &step.top_k) || !take_column(top_p, device, num_rows, &step.top_p) ||
+      !take_column(min_p, device, num_rows, &step.min_p) || !take_column(seed, device, num_rows, &step.seed) ||
+      !take_column(prompt_id, device, num_rows, &step.prompt_id) ||
+      !take_column(sample_index, device, num_rows, &step.sample_index) ||
       !take_column(eos_token_ids, device, step.num_eos, &step.eos_token_ids)) {
     return false;
   }
   if (next_state.has_value() &&
-      !take_commands(next_state.value(), is_complete.value(), digit_action.value(), digit_scale.value(),
-                     digit_value.value(), device, step.logits.vocab_size, &step.commands)) {
+      !take_commands(next_state.value(), is_complete.value(), is_opening.value(), digit_action.value(),
+                     digit_scale.value(), digit_value.value(), device, step.logits.vocab_size, &step.commands)) {
     return false;
-  }
-  bool is_hot = false, is_top_k = false, is_top_p = false, is_min_p = false;
-  if (!take_parameter(temperature, device, num_rows, 0.0, INFINITY, false, &step.temperature, &is_hot) ||
-      !take_parameter(top_k, device, num_rows, 0.0, kMaxTopK, true, &step.top_k, &is_top_k) ||
-      !take_parameter(top_p, device, num_rows, 1.0, 1.0, false, &step.top_p, &is_top_p) ||
-      !take_parameter(min_p, device, num_rows, 0.0, 1.0, false, &step.min_p, &is_min_p)) {
-    return false;
-  }
-  step.is_cut = is_top_k || is_top_p || is_min_p;
-  if (uniforms.has_value()) {
-    step.num_uniforms = step.max_tokens;
-    if (!take_table(uniforms.value(), device, num_slots, step.num_uniforms, &step.uniforms)) {
-      return false;
-    }
   }
   if (device.device_type != kDLCPU) return run_on_device(step, device);
-  if (!are_in_range(step)) return false;
+  if (!are_in_range(step, truncates)) return false;
   run(step, num_threads);
   return true;
 }

@@ -114,21 +114,6 @@ struct SiluMul {
   int64_t size;
 };
 
-// A sampling parameter: one number for all rows (stride 0), or one a row.
-struct Parameter {
-  enum Type { kFloat32, kInt32, kInt64 } type = kFloat32;
-  const void* data = nullptr;
-  int64_t stride = 0;
-  double number = 0.0;
-
-  RELAY_ACCESS double operator[](int64_t row) const {
-    if (data == nullptr) return number;
-    if (type == kFloat32) return static_cast<const float*>(data)[row * stride];
-    if (type == kInt32) return static_cast<const int32_t*>(data)[row * stride];
-    return static_cast<double>(static_cast<const int64_t*>(data)[row * stride]);
-  }
-};
-
 struct Logits {
   enum Type { kFloat32, kBFloat16, kFloat16 } type = kFloat32;
   const void* data = nullptr;
@@ -147,11 +132,14 @@ enum Status : uint8_t {
   kLength = 8,
 };
 
+// relay_step/state.py: CommandRule
+enum CommandRule : uint8_t { kCall = 0, kText = 1, kMaskClose = 2, kMaskOpen = 3 };
+
 constexpr int64_t kMaxRequest = 999999999;  // relay_step/commands.py: MAX_REQUEST
 
 // relay_step/commands.py: CommandTable; next_state null where there is none.
 struct Commands {
-  Rows<const uint8_t> next_state, is_complete;
+  Rows<const uint8_t> next_state, is_complete, is_opening;
   Rows<const int16_t> narrow_action;
   Rows<const int32_t> wide_action;
   const int64_t* digit_scale = nullptr;
@@ -162,19 +150,14 @@ struct Commands {
 // One step of the rows behind their logits; see relay_step/reference.py.
 struct RelayStep {
   Logits logits;
-  RowIntegers slots;
+  RowIntegers rows;  // the state's row of each row of logits
   Status writer = kStudent;
   Commands commands;
-  bool is_masking = false;  // ban the tokens that complete a command in rows that must not call
-  Parameter temperature, top_k, top_p, min_p;
-  bool is_cut = false;  // whether any row may be truncated
   Column<const int64_t> eos_token_ids;
   int64_t num_eos = 0;
-  uint64_t seed = 0;
-  Rows<const float> uniforms;  // by slot and position; null: computed from the key
-  int64_t num_uniforms = 0;
 
-  int64_t num_slots = 0, max_tokens = 0;
+  // relay_step/state.py: RelayStepState
+  int64_t num_rows = 0, max_tokens = 0;
   Rows<int64_t> tokens;
   Rows<uint8_t> token_source;
   Rows<float> log_probs, sampling_log_probs;
@@ -182,8 +165,11 @@ struct RelayStep {
   Column<uint8_t> status;
   Column<int64_t> command_state, command_n;
   Column<const int64_t> token_limit, span_limit;
-  Column<const uint8_t> can_call, ends_on_teacher_eos;
-  Column<const int64_t> prompt_id, sample_index;
+  Column<const uint8_t> command_rule, ends_on_teacher_eos;
+  Column<const float> temperature;
+  Column<const int64_t> top_k;
+  Column<const float> top_p, min_p;
+  Column<const int64_t> seed, prompt_id, sample_index;
 };
 
 }  // namespace relay

@@ -54,18 +54,6 @@ def check_epsilon(eps: float) -> None:
         raise ValueError(f"eps must be finite and at least 0, not {eps}")
 
 
-def check_slots(slots: Tensor, num_slots: int, *, name: str = "slots") -> None:
-    """Raises ValueError unless the values of `slots`, [N] on a CPU, are distinct and lie in 0..num_slots - 1."""
-    if slots.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(slots))
-    if low < 0 or high >= num_slots:
-        raise ValueError(f"{name} must lie in 0..{num_slots - 1}, it holds values from {low} to {high}")
-    values, counts = torch.unique(slots, return_counts=True)
-    if int(counts.max()) > 1:
-        raise ValueError(f"{name} must be distinct, it holds {int(values[counts.argmax()])} more than once")
-
-
 def has_shared_elements(tensor: Tensor) -> bool:
     """True where several elements have one address, as after `expand`: such a tensor cannot be written to."""
     return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

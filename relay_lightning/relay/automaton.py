@@ -34,6 +34,8 @@ class ByteAutomaton:
     """[S, 256] int64, values in [0, S]."""
     digit_kind: torch.Tensor
     """[S, 256] int64: 0 leaves n alone, 1 begins a number with this digit, 2 appends this digit."""
+    opens: torch.Tensor
+    """[S, 256] bool: the byte completes the open tag."""
 
 
 def build_byte_automaton(open_tag: bytes, close_tag: bytes) -> ByteAutomaton:
@@ -48,6 +50,7 @@ def build_byte_automaton(open_tag: bytes, close_tag: bytes) -> ByteAutomaton:
     queue = [frozenset({0})]
     next_rows: list[list[int]] = []
     kind_rows: list[list[int]] = []
+    opens = []
     for positions in queue:  # grows while it is read
         next_row, kind_row = [], []
         for byte in range(256):
@@ -61,10 +64,12 @@ def build_byte_automaton(open_tag: bytes, close_tag: bytes) -> ByteAutomaton:
             kind_row.append(_KEEP if number not in successors else _APPEND if number in positions else _BEGIN)
         next_rows.append(next_row)
         kind_rows.append(kind_row)
+        opens.append([opened - 1 in positions and byte == open_tag[-1] for byte in range(256)])
     if len(next_rows) > _MAX_STATES:
         raise ValueError(f"the tags need {len(next_rows)} states, more than {_MAX_STATES}: choose shorter tags")
     next_state = torch.tensor(next_rows)
-    return ByteAutomaton(torch.where(next_state < 0, len(next_rows), next_state), torch.tensor(kind_rows))
+    next_state = torch.where(next_state < 0, len(next_rows), next_state)
+    return ByteAutomaton(next_state, torch.tensor(kind_rows), torch.tensor(opens))
 
 
 def _steps(position: int, byte: int, open_tag: bytes, close_tag: bytes) -> list[int]:
@@ -99,11 +104,14 @@ def compile_table(automaton: ByteAutomaton, token_bytes: Sequence[bytes | None])
     state = torch.arange(num_states)[:, None].repeat(1, vocab_size)  # [S, V]
     scale = torch.ones_like(state)
     value = torch.zeros_like(state)
+    is_opening = torch.zeros(state.shape, dtype=torch.bool)
     next_state = torch.cat([automaton.next_state, torch.full((1, 256), num_states)])  # complete stays complete
     digit_kind = torch.cat([automaton.digit_kind, torch.zeros((1, 256), dtype=torch.int64)])
+    opens = torch.cat([automaton.opens, torch.zeros((1, 256), dtype=torch.bool)])
     for column, byte in _byte_columns(token_bytes):
         before = state[:, column]
         state[:, column] = next_state[before, byte]
+        is_opening[:, column] |= opens[before, byte]
         kind = digit_kind[before, byte]
         row, hit = (kind != _KEEP).nonzero(as_tuple=True)
         digit, at, begins = byte[hit] - _DIGITS[0], (row, column[hit]), kind[row, hit] == _BEGIN
@@ -112,7 +120,7 @@ def compile_table(automaton: ByteAutomaton, token_bytes: Sequence[bytes | None])
     is_complete = state == num_states
     state[is_complete] = 0
     state[:, [token for token, data in enumerate(token_bytes) if data is None]] = 0
-    return CommandTable(state.to(torch.uint8), is_complete, *_distinct_actions(scale, value))
+    return CommandTable(state.to(torch.uint8), is_complete, is_opening, *_distinct_actions(scale, value))
 
 
 def _byte_columns(token_bytes: Sequence[bytes | None]) -> list[tuple[torch.Tensor, torch.Tensor]]:

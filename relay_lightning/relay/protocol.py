@@ -121,7 +121,7 @@ class CompiledProtocol:
         table = self.table
         if num_token_ids == table.vocab_size:
             return table
-        names = ("next_state", "is_complete", "digit_action")
+        names = ("next_state", "is_complete", "is_opening", "digit_action")
         return replace(table, **{name: getattr(table, name)[:, :num_token_ids].contiguous() for name in names})
 
     @property

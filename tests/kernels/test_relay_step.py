@@ -6,24 +6,38 @@ from dataclasses import fields
 
 import pytest
 import torch
-from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, Writer, philox_uniform, relay_step
+from relay_kernels.relay_step import (
+    CommandRule,
+    CommandTable,
+    RelayStepInputs,
+    RelayStepState,
+    RowStatus,
+    TokenSource,
+    philox_uniform,
+    relay_step,
+)
 from relay_kernels.relay_step.reference import relay_step_reference
 from relay_kernels.relay_step.sampling import draw, keep_most_probable, sample_tokens
 from small_vocabulary import VOCAB_SIZE, small_protocol, spell
+from step_state import put
 from torch import Tensor
 
+STUDENT, TEACHER = TokenSource.STUDENT, TokenSource.TEACHER
 EOS = torch.tensor([0])
 TABLE = small_protocol().table
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def new_state(num_slots: int, status: RowStatus = RowStatus.STUDENT, max_tokens: int = 12) -> RelayStepState:
-    state = RelayStepState.empty(num_slots, max_tokens)
-    state.status.fill_(int(status))
-    state.token_limit.fill_(max_tokens)
-    state.span_limit.fill_(max_tokens)
-    state.can_call.fill_(True)
-    state.prompt_id.copy_(torch.arange(num_slots))
-    return state
+def new_state(num_rows: int, status: RowStatus = RowStatus.STUDENT, max_tokens: int = 12) -> RelayStepState:
+    state = RelayStepState.empty(num_rows, max_tokens)
+    return put(
+        state, status=int(status), token_limit=max_tokens, span_limit=max_tokens, prompt_id=torch.arange(num_rows)
+    )
+
+
+def columns(num_rows: int = 1, **parameters: float) -> dict[str, Tensor]:
+    """Sampling parameters that are equal in all rows, off where not given."""
+    return {name: torch.tensor([value] * num_rows) for name, value in (OFF | parameters).items()}
 
 
 def wanting(tokens: list[int], vocab_size: int = VOCAB_SIZE) -> Tensor:
@@ -31,9 +45,9 @@ def wanting(tokens: list[int], vocab_size: int = VOCAB_SIZE) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(tokens), vocab_size) * 20.0 - 9.0 * (torch.arange(vocab_size) == 0)
 
 
-def write(state: RelayStepState, tokens: list[int], writer: str = "student", **kwargs: object) -> None:
-    table = TABLE if writer == "student" else None
-    relay_step(wanting(tokens), state, writer=writer, eos_token_ids=EOS, table=table, temperature=0.0, **kwargs)
+def write(state: RelayStepState, tokens: list[int], writer: TokenSource = STUDENT) -> None:
+    put(state, temperature=0.0)
+    relay_step(wanting(tokens), state, writer=writer, eos_token_ids=EOS, table=TABLE)
 
 
 def test_student_row_is_called_when_its_command_completes():
@@ -60,7 +74,7 @@ def test_row_is_full_when_its_command_completes_at_the_limit():
 def test_teacher_row_ends_at_its_eos(ends: bool, status: RowStatus, num_tokens: int):
     state = new_state(1, RowStatus.TEACHER)
     state.ends_on_teacher_eos.fill_(ends)
-    write(state, [0], "teacher")
+    write(state, [0], TEACHER)
     assert (state.status.tolist(), state.num_tokens.tolist()) == ([status], [num_tokens])
 
 
@@ -68,9 +82,9 @@ def test_teacher_row_is_delivered_at_the_span_limit_and_full_at_the_token_limit(
     state = new_state(2, RowStatus.TEACHER)
     state.span_limit.copy_(torch.tensor([2, 2]))
     state.token_limit.copy_(torch.tensor([9, 2]))
-    write(state, [5, 5], "teacher")
+    write(state, [5, 5], TEACHER)
     assert state.status.tolist() == [RowStatus.TEACHER] * 2
-    write(state, [6, 6], "teacher")
+    write(state, [6, 6], TEACHER)
     assert state.status.tolist() == [RowStatus.DELIVERED, RowStatus.LENGTH]
     assert state.token_source[:, :2].tolist() == [[2, 2], [2, 2]]
 
@@ -79,10 +93,11 @@ def test_teacher_row_is_delivered_at_the_span_limit_and_full_at_the_token_limit(
 def test_rows_of_others_are_left_alone_whatever_their_logits_say(status: RowStatus):
     state = new_state(3, status)
     state.status[1] = int(RowStatus.STUDENT)
+    put(state, seed=1)
     before = {field.name: getattr(state, field.name).clone() for field in fields(state)}
     logits = wanting([4, 5, 6])
     logits[[0, 2]] = torch.nan
-    relay_step(logits, state, writer="student", eos_token_ids=EOS, table=TABLE, seed=1)
+    relay_step(logits, state, writer=STUDENT, eos_token_ids=EOS, table=TABLE)
     for name, old in before.items():
         new = getattr(state, name)
         width = slice(0, state.max_tokens) if old.dim() == 2 else ...
@@ -92,11 +107,11 @@ def test_rows_of_others_are_left_alone_whatever_their_logits_say(status: RowStat
 
 def test_completing_token_is_never_written_when_commands_are_masked():
     state = new_state(2)
-    state.can_call.copy_(torch.tensor([False, True]))
+    put(state, command_rule=[CommandRule.MASK_CLOSE, CommandRule.CALL])
     *opening, closing = spell("<call>7</call>")
     for token in opening:
-        write(state, [token, token], mask_commands=True)
-    write(state, [closing, closing], mask_commands=True)
+        write(state, [token, token])
+    write(state, [closing, closing])
     assert state.tokens[0, len(opening)] != closing
     assert state.status.tolist() == [RowStatus.STUDENT, RowStatus.CALLED]
     raw = wanting([closing])[0].log_softmax(-1)
@@ -104,26 +119,21 @@ def test_completing_token_is_never_written_when_commands_are_masked():
     assert state.log_probs[0, len(opening)] == pytest.approx(float(raw[written]))
 
 
-def test_subset_of_slots_gives_the_same_rows_as_all_of_them():
+def test_subset_of_rows_gives_the_same_as_all_of_them():
     logits = torch.randn(5, VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
-    everyone, some = new_state(5), new_state(5)
-    relay_step(logits, everyone, writer="student", eos_token_ids=EOS, table=TABLE, seed=4)
-    slots = torch.tensor([4, 1])
-    relay_step(logits[slots], some, writer="student", eos_token_ids=EOS, table=TABLE, seed=4, slots=slots)
+    everyone, some = put(new_state(5), seed=4), put(new_state(5), seed=4)
+    relay_step(logits, everyone, writer=STUDENT, eos_token_ids=EOS, table=TABLE)
+    rows = torch.tensor([4, 1])
+    relay_step(logits[rows], some, writer=STUDENT, eos_token_ids=EOS, table=TABLE, rows=rows)
     for field in fields(RelayStepState):
-        torch.testing.assert_close(getattr(some, field.name)[slots], getattr(everyone, field.name)[slots])
+        torch.testing.assert_close(getattr(some, field.name)[rows], getattr(everyone, field.name)[rows])
     assert some.num_tokens.tolist() == [0, 1, 0, 0, 1]
 
 
-def test_draws_computed_beforehand_are_the_draws_of_the_key():
-    logits = torch.zeros(6, VOCAB_SIZE)
-    ahead, keyed = new_state(6), new_state(6)
-    positions = torch.arange(12)[None]
-    uniforms = philox_uniform(11, ahead.prompt_id[:, None], ahead.sample_index[:, None], positions, 0)
-    for _ in range(3):
-        relay_step(logits, ahead, writer="student", eos_token_ids=EOS, table=TABLE, seed=11, uniforms=uniforms)
-        relay_step(logits, keyed, writer="student", eos_token_ids=EOS, table=TABLE, seed=11)
-    assert torch.equal(ahead.tokens, keyed.tokens)
+def test_a_state_without_completions_samples_from_the_whole_distribution_at_temperature_one():
+    state = RelayStepState.empty(3, 2)
+    assert {name: getattr(state, name).tolist() for name in OFF} == {name: [value] * 3 for name, value in OFF.items()}
+    assert state.command_rule.tolist() == [CommandRule.CALL] * 3
 
 
 def test_drawn_token_is_the_first_whose_cumulative_probability_exceeds_the_uniform():
@@ -136,7 +146,9 @@ def test_tokens_occur_as_often_as_their_probability_says():
     logits = torch.tensor([0.3, -1.0, 2.0, -torch.inf, 1.0])
     num_draws = 40_000
     uniform = philox_uniform(0, torch.arange(num_draws), torch.tensor(0), torch.tensor(0), 0)
-    token, log_prob, sampling_log_prob = sample_tokens(logits.expand(num_draws, -1), uniform, temperature=0.8)
+    token, log_prob, sampling_log_prob = sample_tokens(
+        logits.expand(num_draws, -1), uniform, **columns(num_draws, temperature=0.8)
+    )
     expected = (logits / 0.8).softmax(-1)
     frequency = torch.bincount(token, minlength=5) / num_draws
     assert frequency[3] == 0
@@ -162,20 +174,22 @@ def test_truncation_keeps(cut: dict[str, float], kept: list[int]):
     probs = torch.tensor([[0.3, 0.13, 0.04, 0.4, 0.13]])
     expected = torch.zeros_like(probs)
     expected[:, kept] = probs[:, kept]
-    assert torch.equal(keep_most_probable(probs, **cut), expected)
-    rows = {name: torch.tensor([value, value]) for name, value in cut.items()}
-    assert torch.equal(keep_most_probable(probs.expand(2, -1), **rows), expected.expand(2, -1))
+    for num_rows in (1, 2):
+        parameters = columns(num_rows, **cut)
+        del parameters["temperature"]
+        kept_probs = keep_most_probable(probs.expand(num_rows, -1), **parameters)
+        assert torch.equal(kept_probs, expected.expand(num_rows, -1))
 
 
 def test_log_probs_are_of_the_whole_and_of_the_truncated_distribution():
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
-    token, log_prob, sampling_log_prob = sample_tokens(logits, torch.tensor([0.1]), temperature=0.5, top_k=2)
+    token, log_prob, sampling_log_prob = sample_tokens(logits, torch.tensor([0.1]), **columns(temperature=0.5, top_k=2))
     assert token.tolist() == [0]
     assert float(log_prob) == pytest.approx(float((logits / 0.5).log_softmax(-1)[0, 0]))
     assert float(sampling_log_prob) == pytest.approx(float((logits[:, [0, 3]] / 0.5).log_softmax(-1)[0, 0]))
 
 
-def test_each_row_has_its_own_parameters_when_they_are_tensors():
+def test_each_row_has_its_own_parameters():
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
     uniform = torch.tensor([0.2, 0.4, 0.6, 0.8])
     each = {
@@ -186,20 +200,23 @@ def test_each_row_has_its_own_parameters_when_they_are_tensors():
     }
     together = sample_tokens(logits, uniform, **each)
     for row in range(4):
-        one = {name: float(value[row]) if name != "top_k" else int(value[row]) for name, value in each.items()}
+        one = {name: value[row : row + 1] for name, value in each.items()}
         alone = sample_tokens(logits[row : row + 1], uniform[row : row + 1], **one)
         for batched, single in zip(together, alone, strict=True):
             torch.testing.assert_close(batched[row : row + 1], single)
 
 
-@pytest.mark.parametrize(("writer", "table"), [(Writer.STUDENT, TABLE), (Writer.TEACHER, None)])
-def test_the_definition_compiles_whole_and_does_the_same(writer: Writer, table: CommandTable | None):
-    status = RowStatus.STUDENT if writer == Writer.STUDENT else RowStatus.TEACHER
-    plain, compiled = new_state(3, status), new_state(3, status)
+@pytest.mark.parametrize("truncates", [True, False])
+@pytest.mark.parametrize(("writer", "table"), [(STUDENT, TABLE), (TEACHER, None)])
+def test_the_definition_compiles_whole_and_does_the_same(
+    writer: TokenSource, table: CommandTable | None, truncates: bool
+):
+    status = RowStatus(writer)
+    plain, compiled = put(new_state(3, status), seed=5), put(new_state(3, status), seed=5)
     logits = torch.randn(3, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
-    rest = (None, writer, table, EOS, 1.0, 0, 1.0, 0.0, False, 5, None)
-    relay_step_reference(logits, plain, *rest)
-    torch.compile(relay_step_reference, backend="eager", fullgraph=True)(logits, compiled, *rest)
+    step = torch.compile(relay_step_reference, backend="eager", fullgraph=True)
+    for run, state in ((relay_step_reference, plain), (step, compiled)):
+        run(RelayStepInputs(logits, state, writer, EOS, None, table, truncates))
     assert plain.num_tokens.tolist() == [1, 1, 1]
     for field in fields(RelayStepState):
         assert torch.equal(getattr(compiled, field.name), getattr(plain, field.name)), field.name

@@ -12,10 +12,19 @@ import pytest
 import torch
 from native_library import needs_library
 from relay_kernels.backends import why_not_native
-from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, philox_uniform, relay_step
+from relay_kernels.relay_step import (
+    CommandRule,
+    CommandTable,
+    RelayStepState,
+    RowStatus,
+    TokenSource,
+    philox_uniform,
+    relay_step,
+)
 from relay_kernels.relay_step.sampling import keep_most_probable
+from step_state import put
 
-STUDENT, TEACHER = int(RowStatus.STUDENT), int(RowStatus.TEACHER)
+STUDENT, TEACHER = TokenSource.STUDENT, TokenSource.TEACHER
 MAX_TOKENS = 12
 LOG_PROBS = ("log_probs", "sampling_log_probs")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,20 +51,19 @@ def device(case):
     return torch.device(case[1])
 
 
-def make_state(num_slots, device, *, status=None, seed=0, can_call=True):
-    """Slots in the middle of their completions, some close to a limit."""
+def make_state(num_rows, device, *, status=STUDENT, seed=0, **values):
+    """Rows in the middle of their completions, some close to a limit."""
     generator = torch.Generator().manual_seed(seed)
-    state = RelayStepState.empty(num_slots, MAX_TOKENS)
-    state.status.copy_(torch.full((num_slots,), STUDENT) if status is None else torch.as_tensor(status))
-    state.num_tokens.copy_(torch.randint(0, MAX_TOKENS - 1, (num_slots,), generator=generator))
+    state = RelayStepState.empty(num_rows, MAX_TOKENS)
+    put(state, status=status)
+    state.num_tokens.copy_(torch.randint(0, MAX_TOKENS - 1, (num_rows,), generator=generator))
     state.token_limit.fill_(MAX_TOKENS)
     state.token_limit[::5] = state.num_tokens[::5] + 1
-    state.span_limit.copy_(state.num_tokens + torch.randint(1, 3, (num_slots,), generator=generator))
-    state.can_call.fill_(can_call)
+    state.span_limit.copy_(state.num_tokens + torch.randint(1, 3, (num_rows,), generator=generator))
     state.ends_on_teacher_eos[::2] = True
-    state.prompt_id.copy_(torch.randint(0, 2**40, (num_slots,), generator=generator))
-    state.sample_index.copy_(torch.arange(num_slots))
-    return to_device(state, device)
+    state.prompt_id.copy_(torch.randint(0, 2**40, (num_rows,), generator=generator))
+    state.sample_index.copy_(torch.arange(num_rows))
+    return to_device(put(state, **values), device)
 
 
 def to_device(state, device):
@@ -68,11 +76,13 @@ def make_table(vocab_size, device, seed=0):
     """A random automaton of 5 states in which a third of the tokens complete a command."""
     generator = torch.Generator().manual_seed(seed)
     is_complete = torch.rand(5, vocab_size, generator=generator) < 0.3
+    is_opening = torch.rand(5, vocab_size, generator=generator) < 0.3
     return CommandTable(
         next_state=torch.randint(0, 5, (5, vocab_size), generator=generator)
         .masked_fill(is_complete, 0)
         .to(torch.uint8),
         is_complete=is_complete,
+        is_opening=is_opening,
         digit_action=torch.randint(0, 4, (5, vocab_size), generator=generator).to(torch.int16),
         digit_scale=torch.tensor([1, 10, 0, 10**9]),
         digit_value=torch.tensor([0, 7, 3, 10**9 - 1]),
@@ -83,12 +93,17 @@ def make_logits(shape, device, dtype=torch.float32, *, spread=2.0, seed=0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * spread).to(device, dtype)
 
 
-def check_equals_reference(backend, logits, state, device, *, writer="student", eos=(), **options):
+def step(backend, logits, state, *, writer=STUDENT, eos=(), **options):
+    """One step, with the end-of-sequence tokens as a list."""
+    eos = torch.tensor(eos, dtype=torch.int64, device=logits.device)
+    relay_step(logits, state, writer=writer, eos_token_ids=eos, backend=backend, **options)
+
+
+def check_equals_reference(backend, logits, state, device, **options):
     """Runs both on copies of the state; returns the state that the fast one left."""
-    eos = torch.tensor(eos, dtype=torch.int64, device=device)
     states = [to_device(state, device) for _ in range(2)]
     for each, name in zip(states, ("reference", backend), strict=True):
-        relay_step(logits, each, writer=writer, eos_token_ids=eos, backend=name, **options)
+        step(name, logits, each, **options)
     expected, ours = states
     for field in dataclasses.fields(state):
         theirs, mine = getattr(expected, field.name), getattr(ours, field.name)
@@ -105,12 +120,13 @@ def check_equals_reference(backend, logits, state, device, *, writer="student", 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("vocab_size", [1, 37, 256, 4097])
 def test_temperature_sampling(backend, device, dtype, vocab_size):
-    state = make_state(9, device)
-    options = {"table": make_table(vocab_size, device), "eos": [0, vocab_size // 2], "seed": 2**63 + 11}
+    logits = make_logits((9, vocab_size), device, dtype)
+    options = {"table": make_table(vocab_size, device), "eos": [0, vocab_size // 2]}
+    state = put(make_state(9, device), seed=2**63 + 11)
     for temperature in (1.0, 0.6, 0.0):
-        check_equals_reference(
-            backend, make_logits((9, vocab_size), device, dtype), state, device, temperature=temperature, **options
-        )
+        for truncates in (True, False):
+            put(state, temperature=temperature)
+            check_equals_reference(backend, logits, state, device, truncates=truncates, **options)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -131,7 +147,8 @@ def test_temperature_sampling(backend, device, dtype, vocab_size):
 )
 def test_truncated_sampling(backend, device, dtype, cut):
     logits = make_logits((3, 4500), device, dtype, seed=3)
-    check_equals_reference(backend, logits, make_state(3, device, seed=3), device, temperature=0.8, seed=5, **cut)
+    state = put(make_state(3, device, seed=3), temperature=0.8, seed=5, **cut)
+    check_equals_reference(backend, logits, state, device)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="a vocabulary of this size takes the interpreter minutes")
@@ -140,74 +157,60 @@ def test_vocabularies_of_published_models(backend, device, vocab_size):
     logits = make_logits((5, vocab_size), device, torch.bfloat16, spread=3.0)
     table = make_table(vocab_size, device)
     for options in ({}, {"temperature": 0.0}, {"top_k": 50, "top_p": 0.95}):
-        check_equals_reference(backend, logits, make_state(5, device), device, table=table, seed=3, **options)
-
-
-def test_sampling_parameters_of_each_row(backend, device):
-    options = {
-        "temperature": torch.tensor([1.0, 0.0, 0.5, 2.0], device=device),
-        "top_k": torch.tensor([0, 5, 3, 50], device=device),
-        "top_p": torch.tensor([1.0, 0.9, 0.5, 1.0], device=device),
-        "min_p": torch.tensor([0.0, 0.0, 0.1, 0.0], device=device),
-    }
-    check_equals_reference(backend, make_logits((4, 300), device), make_state(4, device), device, **options)
+        state = put(make_state(5, device), seed=3, **options)
+        check_equals_reference(backend, logits, state, device, table=table)
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 4, "top_p": 0.9}], ids=["whole", "cut"])
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 def test_banned_commands_are_never_drawn_even_if_they_outweigh_all_else(backend, device, cut, temperature):
-    table, state = make_table(600, device), make_state(8, device, can_call=False)
-    state.can_call[::3] = True
-    options = {"table": table, "mask_commands": True, "temperature": temperature, **cut}
+    rules = torch.arange(8) % 4
+    table, state = make_table(600, device), make_state(8, device, temperature=temperature, command_rule=rules, **cut)
     logits = make_logits((8, 600), device, torch.bfloat16)
-    check_equals_reference(backend, logits, state, device, **options)
-    relay_step(
-        logits + 200.0 * table.is_complete[0], state, writer="student", backend=backend,
-        eos_token_ids=torch.tensor([], dtype=torch.int64, device=device), **options,
-    )  # fmt: skip
-    assert torch.equal(table.is_complete[0][state.last_token], state.can_call)
+    check_equals_reference(backend, logits, state, device, table=table)
+    wanted = table.is_complete[0] | table.is_opening[0]
+    step(backend, logits + 200.0 * wanted, state, table=table)
+    is_complete, is_opening = table.is_complete[0][state.last_token], table.is_opening[0][state.last_token]
+    for rule, completes, opens in zip(rules.tolist(), is_complete.tolist(), is_opening.tolist(), strict=True):
+        assert (completes or opens) == (rule < CommandRule.MASK_OPEN)
+        assert not (completes and rule == CommandRule.MASK_CLOSE)
 
 
-@pytest.mark.parametrize("writer", ["student", "teacher"])
+@pytest.mark.parametrize("writer", [STUDENT, TEACHER])
 def test_rows_of_others_are_left_alone_and_ends_are_seen(backend, device, writer):
     """Tokens repeat so often in a vocabulary of 6 that every status occurs."""
     status = [index % 9 for index in range(45)]
     state = make_state(45, device, status=status)
     state.command_n.copy_(torch.randint(0, 10**9, (45,), generator=torch.Generator().manual_seed(1)))
     state.command_state.copy_(torch.arange(45) % 5)
-    table = make_table(6, device) if writer == "student" else None
     ours = check_equals_reference(
-        backend, make_logits((45, 6), device), state, device, writer=writer, table=table, eos=[2]
+        backend, make_logits((45, 6), device), state, device, writer=writer, table=make_table(6, device), eos=[2]
     )
-    is_other = torch.tensor(status, device=device) != (STUDENT if writer == "student" else TEACHER)
+    is_other = torch.tensor(status, device=device) != int(writer)
     assert torch.equal(ours.num_tokens[is_other], state.num_tokens[is_other])
     assert torch.equal(ours.status[is_other], state.status[is_other])
 
 
 def test_every_status_of_a_step_occurs(backend, device):
     for writer, wanted in (
-        ("student", {RowStatus.STUDENT, RowStatus.CALLED, RowStatus.STOP, RowStatus.LENGTH}),
+        (STUDENT, {RowStatus.STUDENT, RowStatus.CALLED, RowStatus.STOP, RowStatus.LENGTH}),
         (
-            "teacher",
+            TEACHER,
             {RowStatus.TEACHER, RowStatus.DELIVERED, RowStatus.TEACHER_STOP, RowStatus.TEACHER_ENDED, RowStatus.LENGTH},
         ),
     ):
-        state = make_state(60, device, status=[STUDENT if writer == "student" else TEACHER] * 60)
-        table = make_table(6, device) if writer == "student" else None
+        state = make_state(60, device, status=writer)
         ours = check_equals_reference(
-            backend, make_logits((60, 6), device), state, device, writer=writer, table=table, eos=[2]
+            backend, make_logits((60, 6), device), state, device, writer=writer, table=make_table(6, device), eos=[2]
         )
         assert set(ours.status.tolist()) == {int(status) for status in wanted}
 
 
-def test_slots_and_uniforms_and_strided_logits(backend, device):
+def test_some_rows_and_strided_logits(backend, device):
     state = make_state(10, device)
-    slots = torch.tensor([7, 0, 3], device=device)
-    uniforms = torch.rand(10, MAX_TOKENS, generator=torch.Generator().manual_seed(4)).to(device)
+    rows = torch.tensor([7, 0, 3], device=device)
     for logits in (make_logits((3, 80), device), make_logits((80, 3), device).T, make_logits((3, 160), device)[:, :80]):
-        ours = check_equals_reference(
-            backend, logits, state, device, slots=slots, uniforms=uniforms, table=make_table(80, device)
-        )
+        ours = check_equals_reference(backend, logits, state, device, rows=rows, table=make_table(80, device))
         assert torch.equal(ours.status[[1, 2, 4]], state.status[[1, 2, 4]])
 
 
@@ -219,7 +222,7 @@ def test_extreme_logits(backend, device):
     logits[3] = 1e30
     ours = check_equals_reference(backend, logits, make_state(6, device), device)
     assert int(ours.last_token[1]) == 321
-    check_equals_reference(backend, logits[:3], make_state(3, device), device, top_k=2, top_p=0.9)
+    check_equals_reference(backend, logits[:3], put(make_state(3, device), top_k=2, top_p=0.9), device)
 
 
 def test_no_rows_and_all_rows_parked(backend, device):
@@ -232,54 +235,30 @@ def test_no_rows_and_all_rows_parked(backend, device):
 def test_steps_after_one_another(backend, device):
     """The arrival counters are back at zero after each launch."""
     state, mine = make_state(3, device), make_state(3, device)
-    for step in range(3):
-        logits = make_logits((3, 9000), device, seed=step)
+    for seed in range(3):
+        logits = make_logits((3, 9000), device, seed=seed)
         for each, name in ((state, "reference"), (mine, backend)):
-            relay_step(
-                logits,
-                each,
-                writer="student",
-                eos_token_ids=torch.tensor([], dtype=torch.int64, device=device),
-                backend=name,
-            )
+            step(name, logits, each)
         assert torch.equal(state.tokens[:, :-1], mine.tokens[:, :-1])
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.7}], ids=str)
 def test_frequencies_follow_the_probabilities_and_the_impossible_never_happens(backend, device, cut):
-    """Evenly spread uniforms hit each token as often as its probability says, within one draw."""
+    """Draws of many samples hit each token as often as its probability says, within four standard deviations."""
     infinity = float("inf")
     logits = torch.tensor([1.0, -infinity, 0.3, 2.0, -40.0, -infinity, 1.9, -infinity], dtype=torch.bfloat16)
-    num_draws = 20
-    state = make_state(num_draws, device)
-    state.num_tokens.zero_()
-    state.token_limit.fill_(MAX_TOKENS)
-    uniforms = ((torch.arange(num_draws) + 0.5) / num_draws)[:, None].expand(-1, MAX_TOKENS).contiguous().to(device)
-    relay_step(
-        logits.to(device).expand(num_draws, -1), state, writer="student", uniforms=uniforms, backend=backend,
-        eos_token_ids=torch.tensor([], dtype=torch.int64, device=device), **cut,
-    )  # fmt: skip
+    num_draws = 200
+    state = make_state(num_draws, device, **cut)
+    step(backend, logits.to(device).expand(num_draws, -1), state)
     kept = logits.float()
     if cut == {"top_k": 3}:
         kept[2] = kept[4] = float("-inf")
     elif cut:  # 0.41 and 0.37 are the first to reach 0.7
         kept[0] = kept[2] = kept[4] = float("-inf")
-    expected = torch.softmax(kept, 0) * num_draws
+    probs = torch.softmax(kept, 0)
     counts = torch.bincount(state.last_token.cpu(), minlength=8)
-    assert not counts[expected == 0].any()
-    assert (counts - expected).abs().max() <= 1.0
-
-
-def test_a_row_draws_the_same_alone_and_in_a_batch(backend, device):
-    logits, state = make_logits((6, 700), device, torch.bfloat16), make_state(6, device)
-    alone = to_device(state, device)
-    ends = torch.tensor([], dtype=torch.int64, device=device)
-    relay_step(logits, state, writer="student", eos_token_ids=ends, top_p=0.8, backend=backend)
-    slots = torch.tensor([5], device=device)
-    relay_step(logits[5:6], alone, writer="student", eos_token_ids=ends, slots=slots, top_p=0.8, backend=backend)
-    position = int(alone.num_tokens[5]) - 1
-    for name in ("tokens", *LOG_PROBS):
-        assert torch.equal(getattr(alone, name)[5, position], getattr(state, name)[5, position])
+    assert not counts[probs == 0].any()
+    assert ((counts - num_draws * probs).abs() <= 4 * (num_draws * probs * (1 - probs)).sqrt()).all()
 
 
 @needs_library
@@ -300,13 +279,12 @@ def test_the_same_key_draws_the_same_token_unless_rounding_decides(options):
     logits = make_logits((num_rows, vocab_size), "cpu", spread=3.0, seed=8)
     states = [to_device(state, "cpu") for _ in range(2)]
     for each, name in zip(states, ("reference", "native"), strict=True):
-        ends = torch.tensor([], dtype=torch.int64)
-        relay_step(logits, each, writer="student", eos_token_ids=ends, backend=name, seed=9, **options)
+        step(name, logits, put(each, seed=9, **options))
     expected, ours = (each.last_token for each in states)
     uniform = philox_uniform(9, state.prompt_id, state.sample_index, state.num_tokens, 0).double()
     probs = (logits.double() / options.get("temperature", 1.0)).softmax(-1)
     if set(options) - {"temperature"}:
-        cut = keep_most_probable(probs, **{name: value for name, value in options.items() if name != "temperature"})
+        cut = keep_most_probable(probs, states[0].top_k, states[0].top_p.double(), states[0].min_p.double())
         probs = cut / cut.sum(-1, keepdim=True)
     cumulative = probs.cumsum(-1)
     upper = cumulative.gather(1, ours[:, None])[:, 0]
@@ -319,12 +297,12 @@ def test_the_same_key_draws_the_same_token_unless_rounding_decides(options):
 
 @needs_library
 def test_a_step_has_the_same_bits_on_any_number_of_threads():
-    logits, state = make_logits((40, 5000), "cpu"), make_state(40, "cpu")
+    logits, state = make_logits((40, 5000), "cpu"), make_state(40, "cpu", top_p=0.9)
     states, before = [], torch.get_num_threads()
     for num_threads in (1, 2, 5):
         torch.set_num_threads(num_threads)
         states.append(to_device(state, "cpu"))
-        relay_step(logits, states[-1], writer="student", eos_token_ids=torch.tensor([0]), top_p=0.9, backend="native")
+        step("native", logits, states[-1], eos=[0])
     torch.set_num_threads(before)
     for name in ("tokens", *LOG_PROBS):
         first, *others = (getattr(each, name)[:, :-1] for each in states)
@@ -335,11 +313,8 @@ def test_what_is_not_a_number_shows_in_the_log_probability(backend, device):
     logits = make_logits((4, 90), device)
     logits[0, 17], logits[1], logits[2, 3] = torch.nan, float("-inf"), torch.inf
     for temperature in (1.0, 0.0):
-        state = make_state(4, device)
-        relay_step(
-            logits, state, writer="student", backend=backend, temperature=temperature,
-            eos_token_ids=torch.tensor([], dtype=torch.int64, device=device),
-        )  # fmt: skip
+        state = make_state(4, device, temperature=temperature)
+        step(backend, logits, state)
         written = state.log_probs.gather(1, state.num_tokens[:, None] - 1)[:, 0]
         assert written.isnan().tolist() == [True, True, True, False]
 
@@ -348,11 +323,11 @@ def test_what_is_not_a_number_shows_in_the_log_probability(backend, device):
 def test_what_the_library_does_not_take_runs_by_definition_unless_native_is_asked_for():
     state, logits = make_state(2, "cpu"), make_logits((2, 30), "cpu")
     narrow = torch.tensor([0], dtype=torch.int32)
-    relay_step(logits, state, writer="student", eos_token_ids=narrow)
+    relay_step(logits, state, writer=STUDENT, eos_token_ids=narrow)
     assert (state.last_token > 0).any()
     state = make_state(2, "cpu")
     before = to_device(state, "cpu")
     with pytest.raises(RuntimeError, match=r"backend='native' of relay_step cannot run: eos_token_ids is not"):
-        relay_step(logits, state, writer="student", eos_token_ids=narrow, backend="native")
+        relay_step(logits, state, writer=STUDENT, eos_token_ids=narrow, backend="native")
     for field in dataclasses.fields(state):
         assert torch.equal(getattr(state, field.name), getattr(before, field.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from relay_kernels.relay_step.commands import MAX_REQUEST, CommandTable, advance_commands
+from small_vocabulary import small_protocol
 
 from relay_lightning.relay.protocol import CallProtocol, CommandSpan, CompiledProtocol
 
@@ -110,6 +112,73 @@ def test_mask_holds_exactly_the_tokens_that_would_complete_a_call(vocabulary, rn
     for token in candidates:
         completes = bool(reference_scan(compiled.token_bytes, [*prefix, token])[0])
         assert bool(mask[0, token]) == completes, (prefix, token)
+
+
+def opens_in(token_bytes: list[bytes | None], token_ids: list[int], tag: bytes = b"<call>") -> bool:
+    """True if the last token completes an opening tag, at one of its bytes up to the one that completes a call.
+
+    A search in the bytes since the last special token; `token_ids` hold no call before the last token.
+    """
+    pieces: list[bytes] = []
+    for token in token_ids:
+        piece = token_bytes[token]
+        pieces = [] if piece is None else [*pieces, piece]
+    data = b"".join(pieces)
+    call = next((match for match in PATTERN.finditer(data) if int(match[1]) > 0), None)
+    start = len(data) - len(pieces[-1] if pieces else b"") - len(tag) + 1
+    return bool(pieces) and tag in data[max(start, 0) : call.end() if call else None]
+
+
+@PROPERTY
+@given(rng=st.randoms(use_true_random=False))
+def test_openings_are_exactly_the_tokens_that_would_complete_an_open_tag(vocabulary, rng):
+    compiled = vocabulary.compiled
+    stream = vocabulary.random_stream(rng)[:12]
+    spans = compiled.scan(stream)
+    prefix = stream[spans[-1].stop :] if spans else stream
+    check_openings(compiled, prefix, [rng.choice(vocabulary.nasty_ids) for _ in range(30)])
+
+
+def test_openings_of_a_small_vocabulary_are_found_behind_every_short_text():
+    compiled = small_protocol()
+    token_ids = range(compiled.vocab_size)
+    short = [[], *([a] for a in token_ids), *([a, b] for a in token_ids for b in token_ids)]
+    num_openings = sum(check_openings(compiled, prefix, token_ids) for prefix in short if not compiled.scan(prefix))
+    assert num_openings > len(short)
+
+
+def check_openings(compiled: CompiledProtocol, prefix: list[int], candidates: Sequence[int]) -> int:
+    """Holds the table's openings behind `prefix` to the search; returns how many of all tokens open."""
+    state = n = torch.zeros(1, dtype=torch.int64)
+    for token in prefix:
+        state, n, _ = advance_commands(compiled.table, state, n, torch.tensor([token]))
+    is_opening = compiled.table.is_opening[state[0]]
+    token_bytes = compiled.token_bytes
+    for token in {*is_opening.nonzero()[:20, 0].tolist(), *candidates}:
+        assert bool(is_opening[token]) == opens_in(token_bytes, [*prefix, token]), (prefix, token)
+    return int(is_opening.sum())
+
+
+def test_student_that_never_opens_a_tag_never_calls(vocabulary):
+    rng = Random(2)
+    table = vocabulary.compiled.table
+    for _ in range(100):
+        state = n = torch.zeros(1, dtype=torch.int64)
+        written: list[int] = []
+        for token in vocabulary.random_stream(rng):
+            if not table.is_opening[state, token]:
+                state, n, is_call = advance_commands(table, state, n, torch.tensor([token]))
+                written.append(token)
+                assert not is_call
+        assert vocabulary.compiled.count_malformed(written) == 0
+
+
+def test_table_of_fewer_ids_has_the_columns_of_those(bytes_protocol):
+    table, narrow = bytes_protocol.table, bytes_protocol.table_of(99)
+    for name in ("next_state", "is_complete", "is_opening", "digit_action"):
+        assert torch.equal(getattr(narrow, name), getattr(table, name)[:, :99])
+        assert getattr(narrow, name).is_contiguous()
+    assert bytes_protocol.table_of(257) is table
 
 
 def test_student_that_obeys_the_mask_never_calls(vocabulary):

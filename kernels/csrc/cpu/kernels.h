@@ -22,7 +22,7 @@ struct CpuKernels {
   void (*silu_mul_float32)(const SiluMul<float>&, int64_t begin, int64_t end);
   void (*silu_mul_bfloat16)(const SiluMul<BFloat16>&, int64_t begin, int64_t end);
   // One row of a step; `step_scratch` floats of scratch.
-  void (*step_row)(const RelayStep&, int64_t row, float* scratch);
+  void (*step_row)(const RelayStep&, int64_t item, float* scratch);
   int64_t (*step_scratch)(int64_t vocab_size);
 };
 

@@ -28,9 +28,15 @@ RELAY_INLINE void widen(const T* logits, int64_t stride, int64_t size, float tem
   }
 }
 
+inline float max_of(const float* values, int64_t size) {
+  Vec lanes = broadcast(-__builtin_inff());
+  for (int64_t i = 0; i < size; i += kLanes) lanes = max(lanes, load(values + i));
+  return max_lane(lanes);
+}
+
 // log softmax of the row's logits over the temperature, into `log_probs`; whether they are numbers.
-inline bool take_log_softmax(const Logits& logits, int64_t row, float temperature, float* log_probs) {
-  const int64_t size = logits.vocab_size, offset = row * logits.row_stride;
+inline bool take_log_softmax(const Logits& logits, int64_t item, float temperature, float* log_probs) {
+  const int64_t size = logits.vocab_size, offset = item * logits.row_stride;
   switch (logits.type) {
     case Logits::kFloat32:
       widen(static_cast<const float*>(logits.data) + offset, logits.stride, size, temperature, log_probs);
@@ -43,9 +49,7 @@ inline bool take_log_softmax(const Logits& logits, int64_t row, float temperatur
       break;
   }
   for (int64_t i = size; i % kLanes; ++i) log_probs[i] = -__builtin_inff();
-  Vec lanes = broadcast(-__builtin_inff());
-  for (int64_t i = 0; i < size; i += kLanes) lanes = max(lanes, load(log_probs + i));
-  const float best = max_lane(lanes);
+  const float best = max_of(log_probs, size);
   Doubles sums = {};
   for (int64_t i = 0; i < size; i += kLanes) sums += to_double(exp_nonpositive(load(log_probs + i) - best));
   const float total = static_cast<float>(sum_lanes(sums));
@@ -54,18 +58,18 @@ inline bool take_log_softmax(const Logits& logits, int64_t row, float temperatur
   return total == total;
 }
 
-// The first of the most probable tokens that are not banned (`banned` may be null), the first token if none can be
-// drawn. Where nothing is a number, the first not banned. Leaves what is allowed in `probs`.
-inline int64_t find_best(const Distribution& row, const uint8_t* banned) {
-  const float* values = row.log_probs;
-  if (banned != nullptr) {
-    for (int64_t i = 0; i < row.size; ++i) row.probs[i] = banned[i] ? -__builtin_inff() : row.log_probs[i];
-    for (int64_t i = row.size; i % kLanes; ++i) row.probs[i] = -__builtin_inff();
-    values = row.probs;
-  }
-  Vec lanes = broadcast(-__builtin_inff());
-  for (int64_t i = 0; i < row.size; i += kLanes) lanes = max(lanes, load(values + i));
-  const float best = max_lane(lanes);
+// The log-probabilities of the tokens that are not banned, -inf for the others, into `probs`; returns the largest.
+inline float allow(const Distribution& row, const Banned& banned) {
+  for (int64_t i = 0; i < row.size; ++i) row.probs[i] = banned[i] ? -__builtin_inff() : row.log_probs[i];
+  for (int64_t i = row.size; i % kLanes; ++i) row.probs[i] = -__builtin_inff();
+  return max_of(row.probs, row.size);
+}
+
+// The first of the most probable tokens that are not banned, the first token if none can be drawn. Where nothing is a
+// number, the first not banned.
+inline int64_t find_best(const Distribution& row, const Banned& banned) {
+  const float best = banned.has_any() ? allow(row, banned) : max_of(row.log_probs, row.size);
+  const float* values = banned.has_any() ? row.probs : row.log_probs;
   for (int64_t i = 0; i < row.size; ++i) {
     if (row.is_number ? values[i] == best : values[i] != values[i]) return i;
   }
@@ -140,9 +144,7 @@ RELAY_INLINE void cut_below(float* probs, int64_t size, float least) {
 
 // Sets to zero what top-k, then top-p, then min-p cut away.
 inline void keep_most_probable(float* probs, int64_t size, int64_t top_k, float top_p, float min_p) {
-  Vec lanes = {};
-  for (int64_t i = 0; i < size; i += kLanes) lanes = max(lanes, load(probs + i));
-  const float best = max_lane(lanes);
+  const float best = max_of(probs, size);
   if (top_k > 0 && top_k < size) {
     cut_below(probs, size, find_threshold<false>(probs, size, best, static_cast<float>(top_k)));
   }
@@ -181,36 +183,39 @@ inline int64_t draw(const float* probs, int64_t size, float uniform, float* tota
   return last;
 }
 
-struct SamplingParameters {
-  float temperature, top_p, min_p;
-  int64_t top_k;
-  bool is_cut;
-};
+// The probabilities of the tokens that are not banned, into `probs`, over e^shift: relative to the best of them where any
+// is banned, for those may hold all but nothing of the probability. Returns the shift.
+inline float take_probs(const Distribution& row, const Banned& banned) {
+  float* probs = row.probs;
+  if (!banned.has_any()) {
+    for (int64_t i = 0; i < row.size; i += kLanes) store(probs + i, exp_nonpositive(load(row.log_probs + i)));
+    return 0.0f;
+  }
+  const float best = allow(row, banned);
+  const float shift = best == -__builtin_inff() ? 0.0f : best;
+  for (int64_t i = 0; i < row.size; i += kLanes) store(probs + i, exp_nonpositive(load(probs + i) - shift));
+  return shift;
+}
 
 // scratch: two rows of whole vectors.
-inline Sample sample(const Logits& logits, int64_t row, const SamplingParameters& parameters, float uniform,
-                     const uint8_t* banned, float* scratch) {
+inline Sample sample(const Logits& logits, int64_t item, const Sampling& sampling, float uniform,
+                     const Banned& banned, float* scratch) {
   const int64_t size = logits.vocab_size, padded = (size + kLanes - 1) / kLanes * kLanes;
   Distribution d{scratch, scratch + padded, size, true};
-  const bool is_greedy = parameters.temperature == 0.0f;
-  d.is_number = take_log_softmax(logits, row, is_greedy ? 1.0f : parameters.temperature, d.log_probs);
+  const bool is_greedy = sampling.temperature == 0.0f;
+  d.is_number = take_log_softmax(logits, item, is_greedy ? 1.0f : sampling.temperature, d.log_probs);
   if (is_greedy) {
     const int64_t token = find_best(d, banned);
     return {token, d.log_probs[token], 0.0f};
   }
   if (!d.is_number) return {size - 1, d.log_probs[size - 1], d.log_probs[size - 1]};
-  for (int64_t i = 0; i < size; i += kLanes) store(d.probs + i, exp_nonpositive(load(d.log_probs + i)));
-  if (banned != nullptr) {
-    for (int64_t i = 0; i < size; ++i) d.probs[i] = banned[i] ? 0.0f : d.probs[i];
-  }
-  if (parameters.is_cut) {
-    keep_most_probable(d.probs, size, parameters.top_k, parameters.top_p, parameters.min_p);
-  }
+  const float shift = take_probs(d, banned);
+  if (sampling.is_cut()) keep_most_probable(d.probs, size, sampling.top_k, sampling.top_p, sampling.min_p);
   float total = 1.0f;
   const int64_t token = draw(d.probs, size, uniform, &total);
   const float log_prob = d.log_probs[token];
-  const bool is_whole = banned == nullptr && !parameters.is_cut;
-  return {token, log_prob, is_whole ? log_prob : log_prob - __builtin_logf(total)};
+  const bool is_whole = !banned.has_any() && !sampling.is_cut();
+  return {token, log_prob, is_whole ? log_prob : (log_prob - shift) - __builtin_logf(total)};
 }
 
 }  // namespace

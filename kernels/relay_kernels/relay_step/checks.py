@@ -1,6 +1,6 @@
 """Argument checks of the relay step: each raises one sentence that names the argument.
 
-Shapes: N rows of logits, S slots, V vocabulary, L longest completion, E end-of-sequence tokens.
+Shapes: N rows of logits, S rows of the state, V vocabulary, L longest completion, E end-of-sequence tokens.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from relay_kernels.checks import check_slots, has_shared_elements
+from relay_kernels.checks import has_shared_elements
 from relay_kernels.relay_step.commands import CommandTable
-from relay_kernels.relay_step.state import RelayStepState, Writer
+from relay_kernels.relay_step.inputs import RelayStepInputs
+from relay_kernels.relay_step.state import CommandRule, RelayStepState, TokenSource
 
 INTEGERS = (torch.int64, torch.int32)
-NUMBERS = (torch.float32, *INTEGERS)
-MAX_TOP_K = 2**31 - 1
-"""Beyond any vocabulary; Triton has 32 bits for it."""
+MOST = {"temperature": math.inf, "top_k": 2**63 - 1, "top_p": 1, "min_p": 1}
+"""The largest value of each sampling parameter; the least is 0."""
 WRITTEN = {
     f"state.{name}"
     for name in ("tokens", "token_source", "log_probs", "sampling_log_probs", "last_token", "num_tokens", "status")
@@ -32,23 +32,22 @@ Argument = tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]
 """Name, tensor, and the shape and the dtypes that it may have."""
 
 
-def check_logits(
-    logits: Tensor, state: RelayStepState, writer: str, slots: Tensor | None, table: CommandTable | None, seed: int
-) -> None:
+def check_logits(inputs: RelayStepInputs) -> None:
     """Raises ValueError for what the native library does not see; cheap, for it precedes every step."""
-    if not hasattr(seed, "__index__"):
-        raise ValueError(f"seed must be an integer, not {seed!r}")
-    if writer not in ("student", "teacher"):
-        raise ValueError(f"writer={writer!r} of relay_step is unknown; it is 'student' or 'teacher'")
+    logits, state, table, writer = inputs.logits, inputs.state, inputs.table, inputs.writer
+    if writer is not TokenSource.STUDENT and writer is not TokenSource.TEACHER:
+        raise ValueError(f"writer of relay_step must be TokenSource.STUDENT or TokenSource.TEACHER, not {writer!r}")
+    if inputs.truncates is not True and inputs.truncates is not False:
+        raise ValueError(f"truncates must be True or False, not {inputs.truncates!r}")
     if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"logits must be [N, V] fp32, bf16 or fp16, not {logits.dtype} {tuple(logits.shape)}")
     if logits.device != state.tokens.device:
         raise ValueError(f"logits are on {logits.device}, state is on {state.tokens.device}")
-    num_rows = state.num_slots if slots is None else slots.numel()
+    num_rows = state.num_rows if inputs.rows is None else inputs.rows.numel()
     if logits.shape[0] != num_rows:
-        raise ValueError(f"logits have {logits.shape[0]} rows for {num_rows} slots")
-    if num_rows > state.num_slots:
-        raise ValueError(f"slots are {num_rows} and the state has {state.num_slots}: some occur more than once")
+        raise ValueError(f"logits are for {logits.shape[0]} rows, the step is for {num_rows}")
+    if num_rows > state.num_rows:
+        raise ValueError(f"rows are {num_rows} and the state has {state.num_rows}: some occur more than once")
     if table is not None and table.next_state.dim() != 2:
         raise ValueError(f"table.next_state must be [states, vocabulary], not {tuple(table.next_state.shape)}")
     if table is not None and table.vocab_size != logits.shape[1]:
@@ -57,49 +56,27 @@ def check_logits(
         check_transitions(table)
 
 
-def check_step(
-    logits: Tensor,
-    state: RelayStepState,
-    slots: Tensor | None,
-    writer: Writer,
-    table: CommandTable | None,
-    eos_token_ids: Tensor,
-    temperature: float | Tensor,
-    top_k: int | Tensor,
-    top_p: float | Tensor,
-    min_p: float | Tensor,
-    uniforms: Tensor | None,
-    *,
-    contiguous_for: str | None = None,
-) -> None:
-    """Raises ValueError unless the arguments are those of `relay_step`: shapes, dtypes, devices and numbers always,
-    strides for the backend that is named, values in tensors where no device has to be waited for."""
+def check_step(inputs: RelayStepInputs, *, contiguous_for: str | None = None) -> None:
+    """Raises ValueError unless the arguments are those of `relay_step`: shapes, dtypes and devices always, strides for
+    the backend that is named, values where no device has to be waited for."""
+    logits = inputs.logits
     if logits.shape[1] == 0:
         raise ValueError(f"logits must have a vocabulary, they are {tuple(logits.shape)}")
-    parameters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    for name, value in parameters.items():
-        if not isinstance(value, Tensor):
-            _check_parameter(name, value)
-    others = parameters | {"slots": slots, "eos_token_ids": eos_token_ids, "uniforms": uniforms}
-    for name, tensor, shape, dtypes in _arguments(logits, state, table, others):
+    for name, tensor, shape, dtypes in _arguments(inputs):
         if tuple(tensor.shape) != shape or tensor.dtype not in dtypes or tensor.device != logits.device:
             raise ValueError(
                 f"{name} of relay_step must be {' or '.join(map(str, dtypes))} {shape} on {logits.device}, where the "
                 f"logits are, not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
         if name in WRITTEN and has_shared_elements(tensor):
-            raise ValueError(f"{name} must not share elements between slots, its strides are {tensor.stride()}")
+            raise ValueError(f"{name} must not share elements between rows, its strides are {tensor.stride()}")
         if contiguous_for is not None and not tensor.is_contiguous():
             raise ValueError(
                 f"{name} of relay_step must be contiguous for backend={contiguous_for!r}, its strides are "
                 f"{tensor.stride()}"
             )
     if logits.device.type == "cpu":
-        _check_values(state, slots, writer, table, eos_token_ids, logits.shape[1])
-        for name, value in parameters.items():
-            if isinstance(value, Tensor):
-                for number in torch.unique(value).tolist():
-                    _check_parameter(name, number)
+        _check_values(inputs)
 
 
 def check_transitions(table: CommandTable) -> None:
@@ -123,66 +100,60 @@ _checked_transitions: MutableMapping[Tensor, tuple[int, int]] = WeakIdKeyDiction
 """Tensors of command tables whose values are known to be in range: their versions, and the range."""
 
 
-def _check_parameter(name: str, value: float) -> None:
-    """Raises ValueError for a value that the sampling parameter `name` cannot have."""
-    most = 1.0 if name in ("top_p", "min_p") else math.inf
-    if isinstance(value, int) and value >= 2**63:
-        raise ValueError(f"{name} must be below 2^63, not {value}")
-    if not 0.0 <= value <= most:
-        raise ValueError(f"{name} must lie in [0, {most}], not {value}")
-    if name == "top_k" and (value > MAX_TOP_K or value != int(value)):
-        raise ValueError(f"top_k must be a whole number up to {MAX_TOP_K}, not {value}")
-
-
-def _arguments(
-    logits: Tensor, state: RelayStepState, table: CommandTable | None, others: dict[str, float | Tensor | None]
-) -> Iterator[Argument]:
+def _arguments(inputs: RelayStepInputs) -> Iterator[Argument]:
     """Every tensor of a call but the logits."""
-    num_rows, vocab_size = logits.shape
+    state, table, (num_logits, vocab_size) = inputs.state, inputs.command_table, inputs.logits.shape
     for field in fields(state):
         example = getattr(EMPTY, field.name)
-        shape = (state.num_slots, state.max_tokens + 1)[: example.dim()]
+        shape = (state.num_rows, state.max_tokens + 1)[: example.dim()]
         yield f"state.{field.name}", getattr(state, field.name), shape, (example.dtype,)
     if table is not None:
         cells, actions = (table.num_states, vocab_size), (table.digit_scale.numel(),)
         yield "table.next_state", table.next_state, cells, (torch.uint8,)
         yield "table.is_complete", table.is_complete, cells, (torch.bool,)
+        yield "table.is_opening", table.is_opening, cells, (torch.bool,)
         yield "table.digit_action", table.digit_action, cells, (torch.int16, torch.int32)
         yield "table.digit_scale", table.digit_scale, actions, (torch.int64,)
         yield "table.digit_value", table.digit_value, actions, (torch.int64,)
-    for name, value in others.items():
-        if not isinstance(value, Tensor):
-            continue
-        if name == "uniforms":
-            yield name, value, (state.num_slots, state.max_tokens), (torch.float32,)
-        elif name == "eos_token_ids":
-            yield name, value, (value.numel(),), INTEGERS
-        else:
-            yield name, value, (num_rows,), INTEGERS if name == "slots" else NUMBERS
+    yield "eos_token_ids", inputs.eos_token_ids, (inputs.eos_token_ids.numel(),), INTEGERS
+    if inputs.rows is not None:
+        yield "rows", inputs.rows, (num_logits,), INTEGERS
 
 
-def _check_values(
-    state: RelayStepState,
-    slots: Tensor | None,
-    writer: Writer,
-    table: CommandTable | None,
-    eos_token_ids: Tensor,
-    vocab_size: int,
-) -> None:
-    """What the rows that are about to be written to hold."""
-    _check_range("eos_token_ids", eos_token_ids, vocab_size)
-    if slots is None:
-        slots = torch.arange(state.num_slots)
-    check_slots(slots, state.num_slots)
-    active = slots[state.status[slots] == int(writer)]
+def _check_values(inputs: RelayStepInputs) -> None:
+    """Raises ValueError for values, on a CPU, by which a row that is about to be stepped cannot be."""
+    state, table = inputs.state, inputs.command_table
+    _check_range("eos_token_ids", inputs.eos_token_ids, inputs.logits.shape[1])
+    rows = torch.arange(state.num_rows) if inputs.rows is None else inputs.rows
+    _check_range("rows", rows, state.num_rows)
+    values, counts = torch.unique(rows, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"rows must be distinct, they hold {int(values[counts.argmax()])} more than once")
+    active = rows[state.status[rows] == int(inputs.writer)]
     _check_range("state.num_tokens", state.num_tokens[active], state.max_tokens)
     if table is not None:
         _check_range("state.command_state", state.command_state[active], table.num_states)
+        _check_range("state.command_rule", state.command_rule[active], len(CommandRule))
+    for name, most in MOST.items():
+        _check_interval(f"state.{name}", getattr(state, name)[active], most)
+    is_on = (state.top_k[active] > 0) | (state.top_p[active] < 1) | (state.min_p[active] > 0)
+    if not inputs.truncates and is_on.any():
+        raise ValueError("truncates is False, but a row of this step has top_k, top_p or min_p on")
 
 
 def _check_range(name: str, values: Tensor, stop: int) -> None:
+    """Raises ValueError unless all values lie in [0, stop)."""
     if values.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(values))
     if low < 0 or high >= stop:
         raise ValueError(f"{name} of relay_step must lie in [0, {stop}), it holds values from {low} to {high}")
+
+
+def _check_interval(name: str, values: Tensor, most: float) -> None:
+    """Raises ValueError unless all values are numbers in [0, most]."""
+    if values.numel() == 0:
+        return
+    low, high = (bound.item() for bound in torch.aminmax(values))
+    if not 0 <= low <= high <= most:
+        raise ValueError(f"{name} must lie in [0, {most}], it holds values from {low} to {high}")

@@ -23,7 +23,9 @@ class CommandTable:
     next_state: torch.Tensor
     """[S, V] uint8: the state after the token; 0 where the token completes a call."""
     is_complete: torch.Tensor
-    """[S, V] bool: the token completes a call. `is_complete[state]`, [B, V], is the mask of teacher-free decoding."""
+    """[S, V] bool: the token completes a call."""
+    is_opening: torch.Tensor
+    """[S, V] bool: the token completes the opening tag, at any of its bytes up to the one that completes a call."""
     digit_action: torch.Tensor
     """[S, V] int16 or int32: the entry of `digit_scale` and `digit_value` that the token applies to n; 0 keeps n."""
     digit_scale: torch.Tensor

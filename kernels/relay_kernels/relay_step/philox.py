@@ -28,12 +28,12 @@ class RandomStream(IntEnum):
 
 
 def philox_4x32(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random 32-bit words per counter.
 
-    counter: four int64 tensors of broadcastable shapes, values in [0, 2^32); key: two integers in [0, 2^32).
-    Returns int64 tensors with values in [0, 2^32).
+    counter: four int64 tensors with values in [0, 2^32); key: two integers in [0, 2^32), or int64 tensors of them. All
+    of broadcastable shapes. Returns int64 tensors with values in [0, 2^32).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -45,16 +45,23 @@ def philox_4x32(
     return c0, c1, c2, c3
 
 
-def philox_uniform(seed: int, prompt_id: Tensor, sample_index: Tensor, position: Tensor, stream: int) -> Tensor:
+def philox_uniform(
+    seed: int | Tensor, prompt_id: Tensor, sample_index: Tensor, position: Tensor, stream: int
+) -> Tensor:
     """One fp32 uniform in [0, 1) per element, with 24 random bits.
 
-    seed: any integer, its low 64 bits are the key. prompt_id (0 <= id < 2^62), sample_index and position (below
-    2^32): int64 tensors of broadcastable shapes. The counter is (prompt_id mod 2^32, sample_index, position, stream +
-    4 * (prompt_id div 2^32)).
+    seed: any integer, its low 64 bits are the key; or an int64 tensor of those bits (`signed_seed`). prompt_id (0 <= id
+    < 2^62), sample_index and position (below 2^32): int64 tensors. All of broadcastable shapes. The counter is
+    (prompt_id mod 2^32, sample_index, position, stream + 4 * (prompt_id div 2^32)).
     """
     counter = (prompt_id & MASK_32, sample_index, position, stream + 4 * (prompt_id >> 32))
     word = philox_4x32(counter, (seed & MASK_32, (seed >> 32) & MASK_32))[0]
     return (word >> (32 - NUM_UNIFORM_BITS)).to(torch.float32) * 2.0**-NUM_UNIFORM_BITS
+
+
+def signed_seed(seed: int) -> int:
+    """The low 64 bits of any integer seed as the signed int64 that a tensor holds."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 def sample_tokens(
     logits: Tensor,
-    uniform: Tensor | None,
+    uniform: Tensor,
     *,
-    temperature: float | Tensor = 1.0,
-    top_k: int | Tensor = 0,
-    top_p: float | Tensor = 1.0,
-    min_p: float | Tensor = 0.0,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    truncates: bool = True,
     is_banned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(token [B] int64, log_prob [B] fp32, sampling_log_prob [B] fp32).
@@ -26,37 +27,27 @@ def sample_tokens(
     with nothing masked or cut; `sampling_log_prob` under the distribution that was sampled from (0.0 where the
     temperature is 0).
 
-    logits: [B, V] float; uniform: [B] fp32 in [0, 1), None only when the temperature is the number 0. Each parameter
-    is one number for all rows or a [B] tensor. temperature 0 takes the most probable token, the first of equals.
-    top_k (0: off), then top_p (1: off), then min_p (0: off) as in `keep_most_probable`. is_banned: [B, V] bool,
-    tokens that must not be drawn.
+    logits: [B, V] float; uniform: [B] fp32 in [0, 1); the parameters: [B]. temperature 0 takes the most probable token,
+    the first of equals. top_k (0: off), then top_p (1: off), then min_p (0: off) as in `keep_most_probable`; truncates:
+    False where they are off in every row. is_banned: [B, V] bool, tokens that must not be drawn.
     """
-    logits = logits.float()
-    if isinstance(temperature, Tensor):
-        greedy = temperature == 0
-        scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
-    else:
-        greedy = None
-        scaled = logits if temperature in (0, 1) else logits / temperature
-    log_probs = scaled.log_softmax(-1)
-    allowed = log_probs if is_banned is None else log_probs.masked_fill(is_banned, -torch.inf)
-    if greedy is None and temperature == 0:
-        token = allowed.argmax(-1)
-        log_prob = _pick(log_probs, token)
-        return token, log_prob, torch.zeros_like(log_prob)
-    assert uniform is not None
-    probs, is_whole = allowed.exp(), is_banned is None
-    if _is_on(top_k, 0) or _is_on(top_p, 1.0) or _is_on(min_p, 0.0):
-        probs, is_whole = keep_most_probable(probs, top_k=top_k, top_p=top_p, min_p=min_p), False
-    token = draw(probs, uniform)
-    log_prob = _pick(log_probs, token)
-    sampling_log_prob = log_prob if is_whole else log_prob - probs.sum(-1).log()
-    if greedy is not None:
-        best = allowed.argmax(-1)
-        token = torch.where(greedy, best, token)
-        log_prob = torch.where(greedy, _pick(log_probs, best), log_prob)
-        sampling_log_prob = sampling_log_prob.masked_fill(greedy, 0.0)
-    return token, log_prob, sampling_log_prob
+    is_greedy = temperature == 0
+    log_probs = (logits.float() / torch.where(is_greedy, 1.0, temperature)[:, None]).log_softmax(-1)
+    allowed, is_whole, shift = log_probs, torch.ones_like(is_greedy), 0.0
+    if is_banned is not None:
+        allowed, is_whole = log_probs.masked_fill(is_banned, -torch.inf), ~is_banned.any(-1)
+        # Relative to the best token that is left: what is banned may hold all but nothing of the probability.
+        best = allowed.amax(-1)
+        shift = torch.where(is_whole | best.isinf(), 0.0, best)
+        allowed = allowed - shift[:, None]
+    probs = allowed.exp()
+    if truncates:
+        probs = keep_most_probable(probs, top_k, top_p, min_p)
+        is_whole = is_whole & ~(((top_k > 0) & (top_k < logits.shape[1])) | (top_p < 1) | (min_p > 0))
+    token = torch.where(is_greedy, allowed.argmax(-1), draw(probs, uniform))
+    log_prob = log_probs.gather(-1, token[:, None])[:, 0]
+    sampling_log_prob = torch.where(is_whole, log_prob, (log_prob - shift) - probs.sum(-1).log())
+    return token, log_prob, sampling_log_prob.masked_fill(is_greedy, 0.0)
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
@@ -69,20 +60,18 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     return token.clamp(max=probs.shape[-1] - 1)
 
 
-def keep_most_probable(
-    probs: Tensor, *, top_k: int | Tensor = 0, top_p: float | Tensor = 1.0, min_p: float | Tensor = 0.0
-) -> Tensor:
+def keep_most_probable(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """[B, V]: probs with the tokens that top-k, top-p and min-p cut away set to zero; not renormalised.
 
     top-k keeps the tokens at least as probable as the k-th (ties stay together; 0 or k >= V keeps all). top-p keeps,
     of what top-k left and relative to its mass, each token with less than top_p of the mass strictly above it. min-p
     keeps the tokens at least min_p times as probable as the most probable one. The most probable token always stays.
-    Parameters: one number or a [B] tensor.
+    Parameters: [B], or [1] for all rows.
     """
-    top_k, top_p, min_p = (_column(value, probs) for value in (top_k, top_p, min_p))
+    top_k, top_p, min_p = top_k[:, None], top_p[:, None], min_p[:, None]
     ordered = probs.sort(-1, descending=True).values
     rank = torch.arange(probs.shape[-1], device=probs.device)
-    k = torch.where(top_k > 0, top_k, probs.shape[-1]).clamp(max=probs.shape[-1]).long()
+    k = torch.where(top_k > 0, top_k, probs.shape[-1]).clamp(max=probs.shape[-1])
     kth = ordered.gather(-1, (k - 1).expand(probs.shape[0], 1))
     ordered = ordered.masked_fill(ordered < kth, 0.0)
     cumulative = ordered.cumsum(-1)
@@ -94,16 +83,3 @@ def keep_most_probable(
     in_nucleus &= ordered >= kth
     threshold = ordered.masked_fill(~in_nucleus, torch.inf).amin(-1, keepdim=True)
     return probs.masked_fill(probs < threshold, 0.0)
-
-
-def _column(value: float | Tensor, like: Tensor) -> Tensor:
-    """A parameter as a [B, 1] or [1, 1] tensor, without a copy from the host."""
-    return value.reshape(-1, 1) if isinstance(value, Tensor) else torch.full((1, 1), value, device=like.device)
-
-
-def _is_on(value: float | Tensor, off: float) -> bool:
-    return isinstance(value, Tensor) or value != off
-
-
-def _pick(values: Tensor, token: Tensor) -> Tensor:
-    return values.gather(-1, token[:, None])[:, 0]

@@ -1,6 +1,6 @@
-"""What the relay step reads and writes: one row of flat tensors per slot.
+"""What the relay step reads and writes: flat tensors with one row per completion.
 
-Shapes: S slots, L the longest completion.
+Shapes: S rows, L the longest completion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class RowStatus(IntEnum):
-    """Where a slot's completion stands. Each step writes to rows of its own writer only and leaves all others alone."""
+    """Where a row's completion stands. Each step writes to rows of its own writer only and leaves all others alone."""
 
     EMPTY = 0
     """No completion."""
@@ -35,21 +35,37 @@ class RowStatus(IntEnum):
     """Finished: the token limit is used up."""
 
 
-class Writer(IntEnum):
-    """Whose logits a step samples from; the value is its rows' status and the `token_source` it writes."""
+class TokenSource(IntEnum):
+    """Who wrote a token."""
 
+    PROMPT = 0
     STUDENT = 1
+    """Also the status of the rows that the student writes."""
     TEACHER = 2
+    """Also the status of the rows that the teacher writes."""
+
+
+class CommandRule(IntEnum):
+    """What a command that the student completes does in a row."""
+
+    CALL = 0
+    """Hands over to the teacher."""
+    TEXT = 1
+    """Nothing: it is text like any other, and the student goes on. The automaton starts afresh behind it."""
+    MASK_CLOSE = 2
+    """Never happens: the tokens that would complete a command are banned."""
+    MASK_OPEN = 3
+    """Never begins: the tokens that would complete the opening tag are banned, and those of MASK_CLOSE."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelayStepState:
-    """The decode state of S slots. The tensors are written in place; the fields marked * are set by the caller only."""
+    """The decode state of S rows. The tensors are written in place; the fields marked * are set by the caller only."""
 
     tokens: Tensor
     """[S, L + 1] int64: completion tokens; the last column takes the writes of rows that are left alone."""
     token_source: Tensor
-    """[S, L + 1] uint8: who wrote each (1 student, 2 teacher)."""
+    """[S, L + 1] uint8: `TokenSource` of each."""
     log_probs: Tensor
     """[S, L + 1] fp32: at the sampling temperature, neither truncated nor masked (temperature 0 counts as 1)."""
     sampling_log_probs: Tensor
@@ -68,10 +84,20 @@ class RelayStepState:
     """[S] int64*: number of tokens at which the completion ends."""
     span_limit: Tensor
     """[S] int64*: number of completion tokens at which the teacher's span ends."""
-    can_call: Tensor
-    """[S] bool*: whether commands are allowed."""
+    command_rule: Tensor
+    """[S] uint8*: `CommandRule`."""
     ends_on_teacher_eos: Tensor
     """[S] bool*: whether the teacher's end-of-sequence token finishes the completion; otherwise control returns."""
+    temperature: Tensor
+    """[S] fp32*: at least 0; 0 takes the most probable token."""
+    top_k: Tensor
+    """[S] int64*: at least 0; 0 is off, and so is anything from the vocabulary's size on."""
+    top_p: Tensor
+    """[S] fp32*: in [0, 1]; 1 is off."""
+    min_p: Tensor
+    """[S] fp32*: in [0, 1]; 0 is off."""
+    seed: Tensor
+    """[S] int64*: random key; of any integer the low 64 bits, as `signed_seed` gives them."""
     prompt_id: Tensor
     """[S] int64*: random key."""
     sample_index: Tensor
@@ -80,34 +106,39 @@ class RelayStepState:
     """[S] int32: the Triton kernel's own; zero between steps."""
 
     @classmethod
-    def empty(cls, num_slots: int, max_tokens: int, device: torch.device | str = "cpu") -> RelayStepState:
-        """A state without completions: everything zero."""
+    def empty(cls, num_rows: int, max_tokens: int, device: torch.device | str = "cpu") -> RelayStepState:
+        """A state without completions: everything is zero, but temperature and top_p are 1."""
 
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
+        def full(*shape: int, dtype: torch.dtype = torch.int64, value: int = 0) -> Tensor:
+            return torch.full(shape, value, dtype=dtype, device=device)
 
-        wide = (num_slots, max_tokens + 1)
+        wide = (num_rows, max_tokens + 1)
         return cls(
-            tokens=zeros(*wide),
-            token_source=zeros(*wide, dtype=torch.uint8),
-            log_probs=zeros(*wide, dtype=torch.float32),
-            sampling_log_probs=zeros(*wide, dtype=torch.float32),
-            last_token=zeros(num_slots),
-            num_tokens=zeros(num_slots),
-            status=zeros(num_slots, dtype=torch.uint8),
-            command_state=zeros(num_slots),
-            command_n=zeros(num_slots),
-            token_limit=zeros(num_slots),
-            span_limit=zeros(num_slots),
-            can_call=zeros(num_slots, dtype=torch.bool),
-            ends_on_teacher_eos=zeros(num_slots, dtype=torch.bool),
-            prompt_id=zeros(num_slots),
-            sample_index=zeros(num_slots),
-            num_arrived=zeros(num_slots, dtype=torch.int32),
+            tokens=full(*wide),
+            token_source=full(*wide, dtype=torch.uint8),
+            log_probs=full(*wide, dtype=torch.float32),
+            sampling_log_probs=full(*wide, dtype=torch.float32),
+            last_token=full(num_rows),
+            num_tokens=full(num_rows),
+            status=full(num_rows, dtype=torch.uint8),
+            command_state=full(num_rows),
+            command_n=full(num_rows),
+            token_limit=full(num_rows),
+            span_limit=full(num_rows),
+            command_rule=full(num_rows, dtype=torch.uint8),
+            ends_on_teacher_eos=full(num_rows, dtype=torch.bool),
+            temperature=full(num_rows, dtype=torch.float32, value=1),
+            top_k=full(num_rows),
+            top_p=full(num_rows, dtype=torch.float32, value=1),
+            min_p=full(num_rows, dtype=torch.float32),
+            seed=full(num_rows),
+            prompt_id=full(num_rows),
+            sample_index=full(num_rows),
+            num_arrived=full(num_rows, dtype=torch.int32),
         )
 
     @property
-    def num_slots(self) -> int:
+    def num_rows(self) -> int:
         return self.tokens.shape[0]
 
     @property

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from torch import Tensor
 
 from benchmarks.by_definition import DECODING, by_definition
@@ -29,7 +30,6 @@ from relay_lightning.data.chat_template import make_prompt
 from relay_lightning.engine.local import LocalEngine
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.policies import CommandPolicy, PolicyView
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.tiny.task import generate_problems

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.bench_relay_decode import EndlessEngine, greedy
@@ -17,7 +18,6 @@ from benchmarks.gpu.scale import Scale, bar, text_tokenizer
 from benchmarks.harness import seconds
 from benchmarks.kernels.run import copy_bandwidth
 from benchmarks.kernels.target import Target
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.types import Prompt
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from relay_lightning.relay.decoder import RelayRequest
 
 from benchmarks.bench_relay_decode import EndlessEngine, Setup, greedy, relay_run, released_run
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
@@ -18,7 +19,6 @@ from benchmarks.gpu.steps import run_steps
 from benchmarks.harness import seconds
 from benchmarks.released_way import Conversation
 from relay_lightning.data.chat_template import make_prompt
-from relay_lightning.relay.decoder import RelayRequest
 from relay_lightning.tiny.task import generate_problems
 
 STUDENT, TEACHER = "1.7B", "8B"

@@ -49,12 +49,15 @@ class TokenModel(Protocol):
     def attention_backend(self) -> str:
         """Backend of `decode_attention`."""
 
-    def session(self, max_length: int) -> AbstractContextManager[ForwardPass]:
-        """Opens the model for decoding sequences of up to `max_length` tokens: no gradients, no dropout.
+    def session(self) -> AbstractContextManager[ForwardPass]:
+        """Opens the model for decoding: no gradients, no dropout. Restores what it changed.
 
-        Restores what it changed. The same object is returned as long as weights and length stay where they are, so that
-        CUDA graphs of its passes stay valid.
+        The same object is returned as long as the weights stay where they are, so that CUDA graphs of its passes stay
+        valid.
         """
+
+    def kv_bytes_per_token(self) -> int:
+        """Returns the size of the keys and values of one token. Called within a session, under its autocast."""
 
     def weights_version(self) -> int:
         """Returns a number that changes whenever the weights have been written to."""

@@ -80,7 +80,7 @@ class PagedKVCache:
             lengths = self.lengths.index_select(0, rows)
             self.pass_table = self.block_table[:, :columns].index_select(0, rows)
         self.longest, self.num_cached, self.num_new, self.num_attended = longest, lengths, num_new, 0
-        self._autocast_dtype = _autocast_dtype(lengths.device.type)
+        self._autocast_dtype = autocast_dtype(lengths.device.type)
         if rows is None:
             self.lengths += num_new
         else:
@@ -139,7 +139,7 @@ class PagedKVCache:
         return chain.from_iterable(self._storages)
 
 
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
+def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast computes with, or None where it is off."""
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from relay_lightning.engine.base import ForwardPass
 from relay_lightning.engine.blocks import Blocks, can_run_blocks
-from relay_lightning.engine.kv_cache import PagedKVCache
+from relay_lightning.engine.kv_cache import PagedKVCache, autocast_dtype
 from relay_lightning.engine.turns import open_model
 from relay_lightning.models.architecture import (
     check_supported,
@@ -32,6 +32,8 @@ PAGED_ATTENTION = "relay_paged"
 """Name of the attention function that a model has during a session."""
 NOT_PLAIN = ("softcap", "s_aux", "position_bias")
 """What models hand to an attention function that changes its result."""
+MEASURED_BLOCK = 16
+"""Tokens of the one block that is filled to measure the size of keys and values."""
 _CACHE: ContextVar[PagedKVCache] = ContextVar("_CACHE")
 """The cache of the forward pass in progress, for its attention function: not all models hand arguments on to it."""
 
@@ -55,7 +57,8 @@ class LocalModel:
         self._max_context = max_context
         self._end_token_ids = tuple(end_token_ids)
         self._forward: tuple[tuple[int, ...], ForwardPass] | None = None
-        """The last session's forward pass, and what it is made for."""
+        """The last session's forward pass, and the addresses of the weights that it is made for."""
+        self._kv_bytes: dict[torch.dtype | None, int] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -89,15 +92,27 @@ class LocalModel:
         parameters = (parameter for parameter in self.model.parameters() if not parameter.is_inference())
         return sum(parameter._version for parameter in parameters)
 
+    def kv_bytes_per_token(self) -> int:
+        """Returns the bytes of keys and values of one token, from a pass over a single token."""
+        assert self._forward is not None
+        key = autocast_dtype(self.device.type)
+        if key not in self._kv_bytes:
+            one = torch.ones(1, dtype=torch.int64, device=self.device)
+            cache = PagedKVCache(1, MEASURED_BLOCK, 1, MEASURED_BLOCK, self.device, self.attention_backend)
+            positions = cache.begin(None, one, 1, 1)
+            self._forward[1].extend(torch.zeros_like(one)[:, None], positions, cache)
+            self._kv_bytes[key] = cache.num_bytes // MEASURED_BLOCK
+        return self._kv_bytes[key]
+
     @contextmanager
-    def session(self, max_length: int) -> Iterator[ForwardPass]:
+    def session(self) -> Iterator[ForwardPass]:
         """Opens the model: no gradients, no dropout, attention over blocks, all weights at hand."""
         if self.device.type == "cpu":
             yield_cores()
         with open_model(self.model, self._prepared):
-            addresses = (max_length, *(parameter.data_ptr() for parameter in self.model.parameters()))
+            addresses = tuple(parameter.data_ptr() for parameter in self.model.parameters())
             if self._forward is None or self._forward[0] != addresses:
-                forward = Blocks(self.model, max_length) if self._has_blocks else _ModelPass(self.model)
+                forward = Blocks(self.model, self.max_context) if self._has_blocks else _ModelPass(self.model)
                 self._forward = (addresses, forward)
             yield self._forward[1]
 

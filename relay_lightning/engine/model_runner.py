@@ -24,9 +24,6 @@ from relay_lightning.engine.prefiller import Prefiller
 from relay_lightning.engine.runner_stats import RunnerStats
 from relay_lightning.threads import decode_threads
 
-MEASURED_TOKENS = 1
-"""Tokens of the pass that measures how many bytes of keys and values a model has."""
-
 BeforeSampling = Callable[[Tensor, Tensor | None, Tensor], None]
 """Called with logits [N, V], last hidden states [N, E] or None, and rows [N], before tokens are sampled."""
 
@@ -75,14 +72,13 @@ class ModelRunner:
         """Forward pass of the last session; its graphs are valid for it alone."""
         self._session = ExitStack()
         self._weights_version = -1
-        self._bytes_per_token: dict[tuple[torch.dtype, ...], int] = {}
         self._num_parameters = model.num_parameters
 
     def open(self) -> None:
         """Opens a session of the model; what was known of prompts is forgotten if its weights have changed."""
         if self._forward is not None:
             return
-        forward = self._session.enter_context(self.model.session(self.model.max_context))
+        forward = self._session.enter_context(self.model.session())
         if forward is not self._last_forward:
             self._drop_graphs()
         self._forward = self._last_forward = forward
@@ -94,19 +90,6 @@ class ModelRunner:
         """Ends the session."""
         self._forward = None
         self._session.close()
-
-    def bytes_per_token(self) -> int:
-        """Returns the size of the keys and values of one token, from a pass over a single token. Needs a session."""
-        device_type = self.model.device.type
-        key = (torch.get_autocast_dtype(device_type),) if torch.is_autocast_enabled(device_type) else ()
-        if key not in self._bytes_per_token:
-            assert self._forward is not None
-            one = torch.ones(1, dtype=torch.int64, device=self.model.device)
-            cache = PagedKVCache(1, self.block_size, 1, self.block_size, one.device, self.model.attention_backend)
-            positions = cache.begin(None, one, MEASURED_TOKENS, MEASURED_TOKENS)
-            self._forward.extend(torch.zeros_like(one)[:, None], positions, cache)
-            self._bytes_per_token[key] = cache.num_bytes // self.block_size
-        return self._bytes_per_token[key]
 
     def allocate(self, num_blocks: int) -> None:
         """Makes a cache of `num_blocks` blocks; 0 gives the memory back. No context may hold blocks."""
@@ -201,9 +184,7 @@ class ModelRunner:
             field = getattr(self.state, name)
             field[rows] = torch.tensor(value, dtype=field.dtype, device=field.device)
 
-    def _step(
-        self, rows: Tensor | None, longest: int, before_sampling: BeforeSampling | None, truncates: bool
-    ) -> None:
+    def _step(self, rows: Tensor | None, longest: int, before_sampling: BeforeSampling | None, truncates: bool) -> None:
         """Runs one decode step of `rows` (None: all); a row that is another's turn is left alone."""
         assert self._forward is not None
         state = self.state

@@ -47,6 +47,7 @@ class Prefiller:
         if context.blocks:
             if not self.extend(context, num_steps):
                 return False
+            context.num_cached = min(context.num_cached, len(context.token_ids) - 1)
             self._plan.append((0, context))
             return True
         token_ids = context.token_ids[: min(context.num_prompt_tokens, len(context.token_ids) - 1)]

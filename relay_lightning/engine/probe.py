@@ -81,7 +81,7 @@ def _paged_logits(model: LocalModel, tokens: Tensor, ends: Tensor) -> Tensor:
     columns = -(-length // BLOCK_SIZE)
     cache = PagedKVCache(2 * columns, BLOCK_SIZE, 2, length, device, model.attention_backend)
     cache.set_blocks([(row, column, columns * row + column) for row in range(2) for column in range(columns)])
-    with model.session(length) as forward, torch.no_grad():
+    with model.session() as forward, torch.no_grad():
         if length > 1:
             positions = cache.begin(None, ends, length - 1, length)
             forward.extend(tokens[:, :-1], positions, cache)

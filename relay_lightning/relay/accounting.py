@@ -61,27 +61,7 @@ class DecodeStats:
         return self.num_student_tokens + self.num_teacher_tokens
 
     @property
-    def with_passes(stats: DecodeStats, student: RunnerStats, teacher: RunnerStats | None) -> DecodeStats:
-    """Returns `stats` with the passes of both models, and what is left of the time as the host's."""
-    teacher = teacher or RunnerStats()
-    prefill_s = student.prefill_s + teacher.prefill_s
-    return replace(
-        stats,
-        num_student_prefill_tokens=student.num_prefill_tokens,
-        num_teacher_prefill_tokens=teacher.num_prefill_tokens,
-        num_shared_prefill_tokens=student.num_shared_prefill_tokens + teacher.num_shared_prefill_tokens,
-        num_student_steps=student.num_steps,
-        num_teacher_steps=teacher.num_steps,
-        num_student_chunks=student.num_chunks,
-        num_teacher_chunks=teacher.num_chunks,
-        student_s=student.step_s,
-        teacher_s=teacher.step_s,
-        prefill_s=prefill_s,
-        host_s=stats.wall_s - student.step_s - teacher.step_s - prefill_s,
-    )
-
-
-def call_ratio(self) -> float:
+    def call_ratio(self) -> float:
         """Teacher tokens delivered over all completion tokens, sum over sum; 0.0 when nothing was written."""
         return self.num_teacher_tokens / self.num_tokens if self.num_tokens else 0.0
 

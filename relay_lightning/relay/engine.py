@@ -87,7 +87,9 @@ class RelayEngine:
         if teacher is not None:
             teacher.configure(max_num_seqs, block_size, num_teacher_ids, steps_per_sync, capture)
         table = protocol.table_of(num_token_ids)
-        self._runner = ModelRunner(student, TokenSource.STUDENT, max_num_seqs, block_size, num_token_ids, table, capture)
+        self._runner = ModelRunner(
+            student, TokenSource.STUDENT, max_num_seqs, block_size, num_token_ids, table, capture
+        )
         self._loop = RelayLoop(self._runner, teacher, protocol, bridge, steps_per_sync)
         self._num_requests = 0
         self._num_blocks = 0
@@ -205,7 +207,7 @@ class RelayEngine:
         return finished
 
     def _blocks_that_fit(self) -> int:
-        contexts, bytes_per_token = [self.student.max_context], self._runner.bytes_per_token()
+        contexts, bytes_per_token = [self.student.max_context], self.student.kv_bytes_per_token()
         if self.teacher is not None and (teacher_bytes := self.teacher.kv_bytes_per_token()):
             contexts.append(self.teacher.max_context)
             bytes_per_token += teacher_bytes

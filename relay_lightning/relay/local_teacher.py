@@ -86,7 +86,7 @@ class LocalTeacher:
         self.runner.close()
 
     def kv_bytes_per_token(self) -> int:
-        return self.runner.bytes_per_token()
+        return self.model.kv_bytes_per_token()
 
     def allocate(self, num_blocks: int) -> None:
         self.scheduler.evict_all()

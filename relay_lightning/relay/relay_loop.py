@@ -189,7 +189,10 @@ class RelayLoop:
                 self._finish(sequence, COMPLETION_FINISH[status])
             elif status == RowStatus.CALLED:
                 self.scheduler.pause(sequence.context)
-                sequence.open_call(None if sequence.policy.allows_commands else command_n, self._protocol, self._bridge)
+                has_command = sequence.policy.allows_commands
+                # A policy that hands over has seen the logits behind the last token, which is thus in the cache.
+                sequence.context.num_cached += not has_command
+                sequence.open_call(None if has_command else command_n, self._protocol, self._bridge)
                 self.stats.num_text_handovers += self._bridge is not None
                 self._submit(sequence)
 

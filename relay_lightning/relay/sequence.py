@@ -161,9 +161,7 @@ class Sequence:
         context.log_probs += log_probs[:room]
         context.sampling_log_probs += sampling_log_probs[:room]
         context.position = context.num_written = self.num_tokens
-        self.spans.append(
-            RelaySpan(call.start, self.num_tokens, call.num_requested_tokens, reason, call.command_start)
-        )
+        self.spans.append(RelaySpan(call.start, self.num_tokens, call.num_requested_tokens, reason, call.command_start))
         self.call = None
         self.segment_start, self.is_new_segment = self.num_tokens, True
         if is_full:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_state import assert_same_run, checkpoint
-
 from relay_lightning.relay.decoder import RelayDecoder
+from run_state import assert_same_run, checkpoint
 
 STEPS = 4
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT

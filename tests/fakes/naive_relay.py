@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from fake_engine import Script, scripted_bias
+from fake_model import Script, scripted_bias
 from transformers import PreTrainedModel
 
 from relay_lightning.relay.protocol import CompiledProtocol

@@ -6,15 +6,16 @@ import sys
 
 import pytest
 import torch
+from fake_model import relay_engine
 from random_models import random_model
 from relay_kernels import backends
 from small_vocabulary import VOCAB_SIZE, small_protocol, spell
 
 from benchmarks.bench_relay_decode import ForcedCommands
 from relay_lightning.engine import blocks
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.types import Completion, Prompt
 
 NUM_PROMPTS, BUDGET, NUM_SLOTS = 3, 14, 2
@@ -46,9 +47,9 @@ def decode(device: torch.device, sampling: SamplingParams) -> list[Completion]:
         command = torch.tensor(spell("<call>4</call>"))
         row[2 + index : 2 + index + len(command)] = command
     pair = [random_model("qwen3", VOCAB_SIZE).to(device), random_model("llama", VOCAB_SIZE, seed=1).to(device)]
-    decoder = RelayDecoder(*map(LocalEngine, pair), small_protocol(), num_slots=NUM_SLOTS)
+    engine = relay_engine(*map(LocalModel, pair), small_protocol(), max_num_seqs=NUM_SLOTS)
     requests = [RelayRequest(Prompt(index, (2 + index, *range(3, 4 + index)))) for index in range(NUM_PROMPTS)]
-    return decoder.generate(requests, sampling, seed=5, policy=ForcedCommands(scripts.to(device)), eos_policy="return")
+    return engine.decode(requests, sampling, seed=5, policy=ForcedCommands(scripts.to(device)), eos_policy="return")
 
 
 def test_it_writes_the_same_tokens_with_the_same_log_probs(monkeypatch, device):

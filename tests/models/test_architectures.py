@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import IN_EVERY_RUN, REFUSED, RUNS, build
+from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from small_vocabulary import FIRST_LETTER, VOCAB_SIZE, small_protocol
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,7 +18,6 @@ from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lm_head import has_linear_logits
 from relay_lightning.modules.log_probs import token_log_probs
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.types import Completion, Prompt
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}

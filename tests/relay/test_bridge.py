@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fake_engine import FakeEngine, scripted_bias
+from fake_model import FakeModel, relay_engine, scripted_bias
 from hypothesis import given
 from hypothesis import strategies as st
 from small_vocabulary import EOS, FIRST_LETTER, VOCAB_SIZE, VOCABULARY, small_protocol, spell
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.bridge import TextBridge
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import FinishReason, Prompt, RelaySpan, TokenSource
 
@@ -37,7 +37,7 @@ def bridge() -> TextBridge:
 
 def decode(student_text: str, teacher: Callable[[int], int], budget: int = 16, **options: object):
     """The completion of a student that writes `student_text` and then x, and of a teacher that writes teacher(k) as
-    its k-th token in all; and the decoder."""
+    its k-th token in all; and the engine."""
     script = spell(student_text)
     num_written = 0
 
@@ -51,24 +51,24 @@ def decode(student_text: str, teacher: Callable[[int], int], budget: int = 16, *
         return scripted_bias(teacher(num_written), len(TEACHER_VOCABULARY), TEACHER_EOS)
 
     engines = (
-        FakeEngine(student_logits, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,)),
-        FakeEngine(teacher_logits, vocab_size=len(TEACHER_VOCABULARY), eos_token_ids=(TEACHER_EOS,)),
+        FakeModel(student_logits, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,)),
+        FakeModel(teacher_logits, vocab_size=len(TEACHER_VOCABULARY), eos_token_ids=(TEACHER_EOS,)),
     )
-    decoder = RelayDecoder(*engines, small_protocol(), bridge=bridge(), num_slots=1)
+    engine = relay_engine(*engines, small_protocol(), bridge=bridge(), max_num_seqs=1)
     sampling = SamplingParams(max_completion_tokens=budget, temperature=0.0)
-    [completion] = decoder.generate([RelayRequest(PROMPT)], sampling, **options)
-    return completion, decoder
+    [completion] = engine.decode([RelayRequest(PROMPT)], sampling, **options)
+    return completion, engine
 
 
 def test_each_side_reads_the_other_in_its_own_tokens():
-    completion, decoder = decode("x <call>2</call>", lambda k: piece("yz") if k == 1 else piece("y"), budget=12)
+    completion, engine = decode("x <call>2</call>", lambda k: piece("yz") if k == 1 else piece("y"), budget=12)
     command = len(spell("x <call>2</call>"))
     assert completion.text.startswith("x <call>2</call>yzyx")
     assert completion.spans == [RelaySpan(command, command + 3, 2, FinishReason.DELIVERED, 2)]
     assert completion.token_source[command : command + 4] == [*[TokenSource.TEACHER] * 3, TokenSource.STUDENT]
-    assert decoder.teacher.contexts[0][:5] == [piece("z"), piece("z"), piece("x"), piece(" "), piece("yz")]
-    assert decoder.student.contexts[0][2 : 2 + command + 3] == [*spell("x <call>2</call>"), Y, Z, Y]
-    assert decoder.stats.num_text_handovers == 2
+    assert engine.teacher.contexts[0][:5] == [piece("z"), piece("z"), piece("x"), piece(" "), piece("yz")]
+    assert engine.student.contexts[0][2 : 2 + command + 3] == [*spell("x <call>2</call>"), Y, Z, Y]
+    assert engine.stats.num_text_handovers == 2
 
 
 def test_teacher_tokens_have_no_log_probability_in_the_students_vocabulary():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_model import relay_engine
 from pretend_cuda import pretend_cuda, to_pretended
 from random_models import random_model
 from recorded_graph import RecordedCapture
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 from benchmarks.bench_relay_decode import ForcedCommands
 from relay_lightning import load_relay
 from relay_lightning.engine.cuda_graphs import StepGraphs
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
-from relay_lightning.relay import decoder as decoder_room
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay import engine as decoder_room
 from relay_lightning.relay.policies import EntropyPolicy, FixedPolicy, Policy, PolicyView, RandomTokenPolicy
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.types import Completion, Prompt
 
 NUM_PROMPTS, BUDGET, NUM_SLOTS = 11, 70, 6
@@ -69,18 +70,18 @@ def decode(
     teacher: nn.Module,
     policy: str | Policy,
     *,
-    steps_per_look: int = 1,
+    steps_per_sync: int = 1,
     capture: RecordedCapture | None = None,
 ) -> list[Completion]:
-    decoder = RelayDecoder(
-        LocalEngine(student),
-        LocalEngine(teacher),
+    engine = relay_engine(
+        LocalModel(student),
+        LocalModel(teacher),
         small_protocol(),
-        num_slots=NUM_SLOTS,
-        steps_per_look=steps_per_look,
+        max_num_seqs=NUM_SLOTS,
+        steps_per_sync=steps_per_sync,
     )
-    decoder._new_capture = lambda: capture  # type: ignore[method-assign]
-    return decoder.generate(requests(), SAMPLED, seed=5, policy=policy, eos_policy="return")
+    engine._new_capture = lambda: capture  # type: ignore[method-assign]
+    return engine.decode(requests(), SAMPLED, seed=5, policy=policy, eos_policy="return")
 
 
 def requests() -> list[RelayRequest]:
@@ -101,7 +102,7 @@ def assert_same(some: list[Completion], others: list[Completion]) -> None:
 def test_captured_steps_write_what_single_steps_write(capture: RecordedCapture, name: str):
     pair = random_model("qwen3", VOCAB_SIZE), random_model("llama", VOCAB_SIZE, seed=1)
     expected = decode(*pair, POLICIES[name])
-    assert_same(decode(*pair, POLICIES[name], capture=capture, steps_per_look=3), expected)
+    assert_same(decode(*pair, POLICIES[name], capture=capture, steps_per_sync=3), expected)
     assert capture.num_replays > BUDGET // 2
     assert name == "learned" or any(completion.spans for completion in expected)
 
@@ -127,12 +128,12 @@ def test_models_in_four_bits_are_captured(capture: RecordedCapture, small_pair: 
     pytest.importorskip("bitsandbytes")
     loading = LoadSettings(dtype="bf16", quantization="nf4")
     pair = (small_pair.student, small_pair.teacher)
-    relay = load_relay(*pair, num_slots=1, student_loading=loading, teacher_loading=loading)
-    add_lora(relay.decoder.student.model, LoRASettings(rank=4))
+    relay = load_relay(*pair, max_num_seqs=1, student_loading=loading, teacher_loading=loading)
+    add_lora(relay.engine.student.model, LoRASettings(rank=4))
     questions = ["How many kebu?", "How many lomi?", "How many tari?"]
-    expected = relay.generate(questions, SAMPLED, seed=1)
-    relay.decoder._new_capture = lambda: capture  # type: ignore[method-assign]
-    assert_same(relay.generate(questions, SAMPLED, seed=1), expected)
+    expected = relay.decode(questions, SAMPLED, seed=1)
+    relay.engine._new_capture = lambda: capture  # type: ignore[method-assign]
+    assert_same(relay.decode(questions, SAMPLED, seed=1), expected)
     assert any(completion.spans for completion in expected)
     assert capture.num_replays > 0
 
@@ -158,15 +159,15 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_with_a_warning(
     ]
 
 
-@pytest.mark.parametrize("num_slots", [1, 2, 6, 8, 13])
-def test_slots_are_filled_up_to_a_power_of_two_with_others(num_slots: int):
-    graphs = StepGraphs(RecordedCapture(), num_slots, torch.device("cpu"))
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 6, 8, 13])
+def test_slots_are_filled_up_to_a_power_of_two_with_others(max_num_seqs: int):
+    graphs = StepGraphs(RecordedCapture(), max_num_seqs, torch.device("cpu"))
     addresses = set()
-    for num_running in range(1, num_slots + 1):
-        running = list(range(num_slots - num_running, num_slots))
+    for num_running in range(1, max_num_seqs + 1):
+        running = list(range(max_num_seqs - num_running, max_num_seqs))
         rows = graphs.place(running)
         if rows is None:
-            assert num_running > num_slots // 2
+            assert num_running > max_num_seqs // 2
             continue
         assert rows[:num_running].tolist() == running
         assert len(set(rows.tolist())) == len(rows) < 2 * num_running
@@ -178,18 +179,18 @@ def test_slots_are_filled_up_to_a_power_of_two_with_others(num_slots: int):
 def test_a_decoder_on_a_gpu_captures_by_itself_mixes_no_devices_and_seldom_reads_back(monkeypatch: pytest.MonkeyPatch):
     pair = random_model("qwen3", VOCAB_SIZE), random_model("llama", VOCAB_SIZE, seed=1)
     few, budget, policy = requests()[:3], SamplingParams(max_completion_tokens=20, temperature=0.0), FixedPolicy(2, 5)
-    decoder = RelayDecoder(*map(LocalEngine, pair), small_protocol(), num_slots=2)
-    expected = decoder.generate(few, budget, seed=5, policy=policy)
+    engine = relay_engine(*map(LocalModel, pair), small_protocol(), max_num_seqs=2)
+    expected = engine.decode(few, budget, seed=5, policy=policy)
     capture = RecordedCapture()
     monkeypatch.setattr(decoder_room, "CudaCapture", lambda _: capture)
     with pretend_cuda() as device:
-        engines = [LocalEngine(to_pretended(model)) for model in pair]
-        decoder = RelayDecoder(*engines, small_protocol(), num_slots=2)
-        assert_same(decoder.generate(few, budget, seed=5, policy=policy), expected)
-    num_steps = decoder.stats.num_student_steps + decoder.stats.num_teacher_steps
+        engines = [LocalModel(to_pretended(model)) for model in pair]
+        engine = relay_engine(*engines, small_protocol(), max_num_seqs=2)
+        assert_same(engine.decode(few, budget, seed=5, policy=policy), expected)
+    num_steps = engine.stats.num_student_steps + engine.stats.num_teacher_steps
     # A look every few steps, which reads the tokens of rows that moved as well, and the log-probs of each completion.
-    assert decoder.steps_per_look > 1
-    assert device.num_reads <= 2 * num_steps // decoder.steps_per_look + len(few)
+    assert engine.steps_per_sync > 1
+    assert device.num_reads <= 2 * num_steps // engine.steps_per_sync + len(few)
     assert capture.num_replays > num_steps // 4
 
 
@@ -201,7 +202,7 @@ def test_cuda_graphs_write_what_single_steps_write(name: str):
     policy = POLICIES[name] if name != "forced commands" else ForcedCommands(scripted().scripts.cuda())
     both = []
     for cuda_graphs in (False, True):
-        engines = [LocalEngine(model) for model in pair]
-        decoder = RelayDecoder(*engines, small_protocol(), num_slots=NUM_SLOTS, cuda_graphs=cuda_graphs)
-        both.append(decoder.generate(requests(), SAMPLED, seed=5, policy=policy))
+        engines = [LocalModel(model) for model in pair]
+        engine = relay_engine(*engines, small_protocol(), max_num_seqs=NUM_SLOTS, cuda_graphs=cuda_graphs)
+        both.append(engine.decode(requests(), SAMPLED, seed=5, policy=policy))
     assert_same(*both)

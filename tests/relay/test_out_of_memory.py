@@ -7,13 +7,13 @@ from random import Random
 
 import pytest
 import torch
-from fake_engine import FakeEngine
+from fake_model import FakeModel, UniformEngine, relay_engine
 from small_vocabulary import VOCAB_SIZE, small_protocol
 from torch import Tensor
 
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.policies import RandomTokenPolicy
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.types import Completion, Prompt
 
 SAMPLED = SamplingParams(max_completion_tokens=20, temperature=1.0)
@@ -25,19 +25,19 @@ def short_texts(context: tuple[int, ...]) -> Tensor:
     return torch.tensor([rng.gauss(0.0, 1.0) for _ in range(VOCAB_SIZE)])
 
 
-class SmallEngine(FakeEngine):
+class SmallEngine(FakeModel):
     """Has memory for so many slots; with more, it runs out of it when `num_steps` steps are done."""
 
     def __init__(self, max_slots: int, num_steps: int) -> None:
         super().__init__(short_texts, vocab_size=VOCAB_SIZE)
         self.max_slots = max_slots
         self.num_steps = num_steps
-        self.num_slots_tried: list[int] = []
+        self.max_num_seqs_tried: list[int] = []
 
-    def allocate(self, num_slots: int, max_length: int) -> None:
-        super().allocate(num_slots, max_length)
-        self.num_slots_tried.append(num_slots)
-        self.steps_left = self.num_steps if num_slots > self.max_slots else None
+    def allocate(self, max_num_seqs: int, max_length: int) -> None:
+        super().allocate(max_num_seqs, max_length)
+        self.max_num_seqs_tried.append(max_num_seqs)
+        self.steps_left = self.num_steps if max_num_seqs > self.max_slots else None
         if self.steps_left == 0:
             raise torch.OutOfMemoryError("no memory for the slots")
 
@@ -49,48 +49,48 @@ class SmallEngine(FakeEngine):
         return super().step(token_ids, is_active, slots)
 
 
-def decode(num_slots: int, max_slots: int, num_steps: int = 0) -> tuple[list[Completion], RelayDecoder, list[int]]:
-    """16 completions that hand over at random, with the decoder and what it told of its progress."""
+def decode(max_num_seqs: int, max_slots: int, num_steps: int = 0) -> tuple[list[Completion], UniformEngine, list[int]]:
+    """16 completions that hand over at random, with the engine and what it told of its progress."""
     student, teacher = SmallEngine(10**6, 0), SmallEngine(max_slots, num_steps)
-    decoder = RelayDecoder(student, teacher, small_protocol(), num_slots=num_slots)
+    engine = relay_engine(student, teacher, small_protocol(), max_num_seqs=max_num_seqs)
     requests = [RelayRequest(Prompt(index, (2 + index, 3)), sample) for index in range(4) for sample in range(4)]
     progress: list[int] = []
     policy = RandomTokenPolicy(3, 0.2)
-    done = decoder.generate(requests, SAMPLED, seed=3, policy=policy, on_progress=progress.append)
-    return done, decoder, progress
+    done = engine.decode(requests, SAMPLED, seed=3, policy=policy, on_progress=progress.append)
+    return done, engine, progress
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 7])
 def test_completions_are_those_of_a_decoder_with_few_slots_when_memory_runs_out(num_steps: int, caplog) -> None:
-    expected, sober, _ = decode(num_slots=4, max_slots=4)
+    expected, sober, _ = decode(max_num_seqs=4, max_slots=4)
     assert any(completion.spans for completion in expected)
     with caplog.at_level(logging.WARNING):
-        found, decoder, progress = decode(16, 4, num_steps)
+        found, engine, progress = decode(16, 4, num_steps)
     assert found == expected
-    assert decoder.num_slots == 4
+    assert engine.max_num_seqs == 4
     assert [record.getMessage() for record in caplog.records] == [
         "Out of memory with 16 slots: decoding goes on with 8.",
         "Out of memory with 8 slots: decoding goes on with 4.",
     ]
     assert progress[-1] == 16
     assert progress == sorted(set(progress))
-    assert decoder.stats.num_tokens == sober.stats.num_tokens, "a token of a completion counts once"
+    assert engine.stats.num_tokens == sober.stats.num_tokens, "a token of a completion counts once"
 
 
 def test_what_was_finished_is_not_decoded_again() -> None:
     expected, *_ = decode(16, 16)
-    found, decoder, progress = decode(16, 8, 20)
+    found, engine, progress = decode(16, 8, 20)
     num_finished = 10
     assert num_finished in progress
-    assert decoder.teacher.num_slots_tried == [16, 16 - num_finished]
+    assert engine.teacher.max_num_seqs_tried == [16, 16 - num_finished]
     assert found == expected
 
 
 def test_slots_stay_few_for_the_next_rollout(caplog) -> None:
-    _, decoder, _ = decode(16, 4)
+    _, engine, _ = decode(16, 4)
     caplog.clear()
-    decoder.generate([RelayRequest(Prompt(index, (2, 3))) for index in range(8)], SAMPLED, policy="teacher_only")
-    assert decoder.num_slots == 4
+    engine.decode([RelayRequest(Prompt(index, (2, 3))) for index in range(8)], SAMPLED, policy="teacher_only")
+    assert engine.max_num_seqs == 4
     assert not caplog.records
 
 

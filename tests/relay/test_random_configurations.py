@@ -9,16 +9,16 @@ from typing import Literal
 
 import pytest
 import torch
-from fake_engine import ScriptedEngine
+from fake_model import ScriptedModel, relay_engine
 from naive_relay import naive_relay
 from random_models import ARCHITECTURES, random_model
 from small_vocabulary import EOS, FIRST_LETTER, VOCAB_SIZE, VOCABULARY, spell
 from transformers import PreTrainedModel
 
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.protocol import CallProtocol, CompiledProtocol
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import Prompt
 
@@ -46,8 +46,8 @@ class Configuration:
     teacher: tuple[str, int, int, int]
     rows: list[Row]
     budget: int
-    num_slots: int
-    steps_per_look: int
+    max_num_seqs: int
+    steps_per_sync: int
     max_calls: int | None
     max_call_tokens: int | None
     eos_policy: Literal["finish", "return"]
@@ -66,8 +66,8 @@ def draw(seed: int) -> Configuration:
         teacher=model(),
         rows=[draw_row(rng, index, budget) for index in range(rng.randint(1, 5))],
         budget=budget,
-        num_slots=rng.choice((1, 2, 64)),
-        steps_per_look=rng.choice((1, 1, 3)),
+        max_num_seqs=rng.choice((1, 2, 64)),
+        steps_per_sync=rng.choice((1, 1, 3)),
         max_calls=rng.choice((None, None, 0, 1, 2)),
         max_call_tokens=rng.choice((None, None, 1, 5)),
         eos_policy=rng.choice(("finish", "return")),
@@ -111,19 +111,19 @@ def test_a_random_configuration_decodes_as_the_naive_loop(seed: int):
         return EOS if len(context) - len(row.prompt) == row.teacher_ends_after else None
 
     student, teacher = model(*chosen.student), model(*chosen.teacher)
-    decoder = RelayDecoder(
-        ScriptedEngine(LocalEngine(student), student_script),
-        ScriptedEngine(LocalEngine(teacher), teacher_script),
+    engine = relay_engine(
+        ScriptedModel(LocalModel(student), student_script),
+        ScriptedModel(LocalModel(teacher), teacher_script),
         compile_protocol(chosen.student[1]),
-        num_slots=chosen.num_slots,
-        steps_per_look=chosen.steps_per_look,
+        max_num_seqs=chosen.max_num_seqs,
+        steps_per_sync=chosen.steps_per_sync,
     )
     limits = {
         "max_calls": chosen.max_calls,
         "max_call_tokens": chosen.max_call_tokens,
         "eos_policy": chosen.eos_policy,
     }
-    completions = decoder.generate(
+    completions = engine.decode(
         [RelayRequest(Prompt(index, row.prompt)) for index, row in enumerate(chosen.rows)],
         SamplingParams(max_completion_tokens=chosen.budget, temperature=0.0),
         **limits,
@@ -132,7 +132,7 @@ def test_a_random_configuration_decodes_as_the_naive_loop(seed: int):
         expected = naive_relay(
             student,
             teacher,
-            decoder.protocol,
+            engine.protocol,
             row.prompt,
             budget=chosen.budget,
             student_script=student_script,

@@ -6,13 +6,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fake_model import relay_engine
 
-from relay_lightning.engine.local import SLOT_ATTENTION, LocalEngine
+from relay_lightning.engine.local import PAGED_ATTENTION, LocalModel
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.pair import load_relay
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.policies import FixedPolicy
 from relay_lightning.relay.relay import Relay
+from relay_lightning.relay.requests import RelayRequest
 
 QUESTIONS = [f"How many kebu are {n} and {n + 1}?" for n in range(4)]
 GREEDY = SamplingParams(max_completion_tokens=12, temperature=0.0)
@@ -21,13 +22,13 @@ CALLS = {"policy": FixedPolicy(n=3, every=4)}
 
 @pytest.fixture
 def relay(small_pair):
-    relay = load_relay(small_pair.student, small_pair.teacher, num_slots=2)
-    relay.decoder.student.model.train()
+    relay = load_relay(small_pair.student, small_pair.teacher, max_num_seqs=2)
+    relay.engine.student.model.train()
     yield relay
-    for engine in (relay.decoder.student, relay.decoder.teacher):
-        assert engine.model.config._attn_implementation != SLOT_ATTENTION
-    assert relay.decoder.student.model.training
-    assert len(relay.generate(QUESTIONS[:1], GREEDY)) == 1, "the pair still answers"
+    for engine in (relay.engine.student, relay.engine.teacher):
+        assert engine.model.config._attn_implementation != PAGED_ATTENTION
+    assert relay.engine.student.model.training
+    assert len(relay.decode(QUESTIONS[:1], GREEDY)) == 1, "the pair still answers"
 
 
 def tokens(completions):
@@ -40,20 +41,20 @@ def requests(relay):
 
 def another_relay(relay):
     """A second pair of engines around the same models."""
-    decoder = relay.decoder
-    engines = LocalEngine(decoder.student.model), LocalEngine(decoder.teacher.model)
-    return Relay(RelayDecoder(*engines, decoder.protocol, num_slots=2), relay.make_prompt)
+    engine = relay.engine
+    engines = LocalModel(engine.student.model), LocalModel(engine.teacher.model)
+    return Relay(relay_engine(*engines, engine.protocol, max_num_seqs=2), relay.make_prompt)
 
 
 def test_threads_get_what_one_alone_gets_when_they_share_a_pair_or_its_models(relay):
     relays = [relay, another_relay(relay)]
-    expected = [tokens(relay.generate([question], GREEDY, **CALLS)) for question in QUESTIONS]
+    expected = [tokens(relay.decode([question], GREEDY, **CALLS)) for question in QUESTIONS]
     start = threading.Barrier(4)
 
     def ask(worker):
         start.wait()
         order = [(worker + turn) % len(QUESTIONS) for turn in range(len(QUESTIONS))]
-        answers = {index: tokens(relays[worker % 2].generate([QUESTIONS[index]], GREEDY, **CALLS)) for index in order}
+        answers = {index: tokens(relays[worker % 2].decode([QUESTIONS[index]], GREEDY, **CALLS)) for index in order}
         return [answers[index] for index in range(len(QUESTIONS))]
 
     with ThreadPoolExecutor(4) as threads:
@@ -62,25 +63,25 @@ def test_threads_get_what_one_alone_gets_when_they_share_a_pair_or_its_models(re
 
 
 def test_a_generate_inside_a_generate_of_the_same_pair_is_refused_and_the_outer_one_ends(relay):
-    expected = tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
+    expected = tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
     refusals = []
 
     def nest(_):
         with pytest.raises(RuntimeError, match="cannot be called inside a generate of the same pair") as refusal:
-            relay.generate(QUESTIONS[:1], GREEDY)
+            relay.decode(QUESTIONS[:1], GREEDY)
         refusals.append(refusal)
 
-    assert tokens(relay.decoder.generate(requests(relay), GREEDY, **CALLS, on_progress=nest)) == expected
+    assert tokens(relay.engine.decode(requests(relay), GREEDY, **CALLS, on_progress=nest)) == expected
     assert refusals
     assert relay.stats.num_completions == len(QUESTIONS)
 
 
 def test_another_pair_around_the_same_models_may_answer_inside_a_generate(relay):
     other = another_relay(relay)
-    expected = tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
+    expected = tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
     inner = []
-    outer = relay.decoder.generate(
-        requests(relay), GREEDY, **CALLS, on_progress=lambda _: inner.append(other.generate(QUESTIONS, GREEDY, **CALLS))
+    outer = relay.engine.decode(
+        requests(relay), GREEDY, **CALLS, on_progress=lambda _: inner.append(other.decode(QUESTIONS, GREEDY, **CALLS))
     )
     assert tokens(outer) == expected
     assert inner
@@ -93,7 +94,7 @@ def test_models_are_as_before_when_a_generate_is_broken_off(relay, error):
         raise error
 
     with pytest.raises(error):
-        relay.decoder.generate(requests(relay), GREEDY, on_progress=stop)
+        relay.engine.decode(requests(relay), GREEDY, on_progress=stop)
 
 
 def test_other_threads_go_on_when_one_fails(relay):
@@ -103,11 +104,11 @@ def test_other_threads_go_on_when_one_fails(relay):
     def ask(worker):
         if worker % 2:
             with pytest.raises(ValueError, match="stop"):
-                relay.decoder.generate(requests(relay), GREEDY, on_progress=fail)
+                relay.engine.decode(requests(relay), GREEDY, on_progress=fail)
             return None
-        return tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
+        return tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
 
-    expected = tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
+    expected = tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
     with ThreadPoolExecutor(4) as threads:
         answers = [answer for answer in threads.map(ask, range(4)) if answer is not None]
     assert answers == [expected] * 2

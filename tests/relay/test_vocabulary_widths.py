@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_engine import ScriptedEngine
+from fake_model import ScriptedModel, UniformEngine, relay_engine
 from naive_relay import naive_relay
 from random_models import random_model
 from small_vocabulary import FIRST_LETTER, VOCAB_SIZE, VOCABULARY, spell
 from transformers import PreTrainedModel
 
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.relay.bridge import TextBridge
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from relay_lightning.relay.policies import EntropyPolicy, FixedPolicy, RandomTokenPolicy
 from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.relay.vocabulary import Vocabulary
 from relay_lightning.types import Completion, Prompt, TokenSource
 
@@ -42,13 +42,13 @@ def wide_model(num_extra: int, seed: int) -> PreTrainedModel:
     return model
 
 
-def decoder(student: PreTrainedModel, teacher: PreTrainedModel | None, *, has_bridge: bool = False) -> RelayDecoder:
+def engine(student: PreTrainedModel, teacher: PreTrainedModel | None, *, has_bridge: bool = False) -> UniformEngine:
     protocol = CallProtocol().compile_vocabulary(vocabulary(student.config.vocab_size))
     bridge = None
     if has_bridge:
         other = vocabulary(teacher.config.vocab_size)
         bridge = TextBridge(protocol.vocabulary, other, lambda prompt: prompt.token_ids)
-    return RelayDecoder(LocalEngine(student), LocalEngine(teacher) if teacher else None, protocol, bridge=bridge)
+    return relay_engine(LocalModel(student), LocalModel(teacher) if teacher else None, protocol, bridge=bridge)
 
 
 def requests(num_samples: int = 4) -> list[RelayRequest]:
@@ -68,7 +68,7 @@ def writers_log_probs(model: PreTrainedModel, prompt: Prompt, completion: Comple
 def test_every_id_is_one_that_all_know_and_log_probs_are_the_trainers(widths, policy):
     student, teacher = wide_model(widths[0], 0), wide_model(widths[1], 1)
     sampling = SamplingParams(max_completion_tokens=BUDGET, temperature=0.7)
-    completions = decoder(student, teacher).generate(requests(), sampling, policy=policy)
+    completions = engine(student, teacher).decode(requests(), sampling, policy=policy)
     num_shared = VOCAB_SIZE + min(*widths, 0)
     for request, completion in zip(requests(), completions, strict=True):
         assert max(completion.token_ids) < num_shared
@@ -92,11 +92,11 @@ def test_greedy_decoding_equals_the_naive_loop_when_ids_are_out_of_bounds(widths
         position = len(context) - start - 3
         return command[position] if 0 <= position < len(command) else None
 
-    relay = decoder(student, teacher)
-    relay.student = ScriptedEngine(relay.student, student_script)
-    relay.teacher = ScriptedEngine(relay.teacher, lambda _: None)
+    relay = engine(student, teacher)
+    relay.student = ScriptedModel(relay.student, student_script)
+    relay.teacher = ScriptedModel(relay.teacher, lambda _: None)
     sampling = SamplingParams(max_completion_tokens=BUDGET, temperature=0.0)
-    [completion] = relay.generate([RelayRequest(PROMPTS[0])], sampling)
+    [completion] = relay.decode([RelayRequest(PROMPTS[0])], sampling)
     expected = naive_relay(
         student,
         teacher,
@@ -116,8 +116,8 @@ def test_greedy_decoding_equals_the_naive_loop_when_ids_are_out_of_bounds(widths
 def test_a_student_alone_writes_what_its_tokenizer_names(widths):
     student, teacher = wide_model(widths[0], 0), wide_model(widths[1], 1)
     sampling = SamplingParams(max_completion_tokens=BUDGET)
-    alone = decoder(student, None).generate(requests(), sampling, policy="teacher_free")
-    beside = decoder(student, teacher).generate(requests(), sampling, policy="teacher_free")
+    alone = engine(student, None).decode(requests(), sampling, policy="teacher_free")
+    beside = engine(student, teacher).decode(requests(), sampling, policy="teacher_free")
     assert alone == beside
     drawn = {token for completion in alone for token in completion.token_ids}
     assert max(drawn) < VOCAB_SIZE + min(widths[0], 0)
@@ -126,7 +126,7 @@ def test_a_student_alone_writes_what_its_tokenizer_names(widths):
 def test_sampling_log_probs_are_those_of_the_ids_that_could_be_drawn():
     """The probabilities of what could be drawn sum to one."""
     student = wide_model(9, 0)
-    [completion] = decoder(student, None).generate(
+    [completion] = engine(student, None).decode(
         [RelayRequest(PROMPTS[0])], SamplingParams(max_completion_tokens=BUDGET), policy="teacher_free"
     )
     token_ids = torch.tensor([[*PROMPTS[0].token_ids, *completion.token_ids]])
@@ -139,9 +139,9 @@ def test_sampling_log_probs_are_those_of_the_ids_that_could_be_drawn():
 
 def test_over_a_bridge_each_side_is_bound_by_its_own_tokenizer():
     student, teacher = wide_model(6, 0), wide_model(9, 1)
-    relay = decoder(student, teacher, has_bridge=True)
+    relay = engine(student, teacher, has_bridge=True)
     sampling = SamplingParams(max_completion_tokens=BUDGET)
-    for completion in relay.generate(requests(), sampling, policy=FixedPolicy(n=4, every=3)):
+    for completion in relay.decode(requests(), sampling, policy=FixedPolicy(n=4, every=3)):
         assert max(completion.token_ids) < VOCAB_SIZE
 
 
@@ -150,6 +150,6 @@ def test_a_prompt_is_refused_when_a_model_has_no_row_for_its_ids(token):
     student, teacher = wide_model(9, 0), wide_model(5, 1)
     [request] = [RelayRequest(Prompt(7, (FIRST_LETTER, token)))]
     with pytest.raises(ValueError, match=f"prompt 7 holds token id {token}, and the .* vocabulary ends at"):
-        decoder(student, teacher).generate([request], SamplingParams())
+        engine(student, teacher).decode([request], SamplingParams())
     if token == VOCAB_SIZE + 5:  # the student has it
-        decoder(student, teacher).generate([request], SamplingParams(max_completion_tokens=2), policy="teacher_free")
+        engine(student, teacher).decode([request], SamplingParams(max_completion_tokens=2), policy="teacher_free")

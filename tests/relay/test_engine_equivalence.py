@@ -8,15 +8,15 @@ from functools import cache
 
 import pytest
 import torch
-from fake_engine import ScriptedEngine
+from fake_model import ScriptedModel, UniformEngine, relay_engine
 from naive_relay import NaiveResult, naive_relay
 from random_models import ARCHITECTURES, random_model
 from small_vocabulary import EOS, FIRST_LETTER, VOCAB_SIZE, small_protocol, spell
 from transformers import PreTrainedModel
 
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.types import Completion, FinishReason, Prompt
 
 LOG_PROB_TOLERANCE = 1e-4
@@ -102,10 +102,10 @@ def naive(architecture: str, name: str, eos_policy: str, max_calls: int | None =
     )
 
 
-def decoder(architecture: str, num_slots: int) -> RelayDecoder:
+def engine(architecture: str, max_num_seqs: int) -> UniformEngine:
     student, teacher = pair(architecture)
-    engines = ScriptedEngine(LocalEngine(student), student_script), ScriptedEngine(LocalEngine(teacher), teacher_script)
-    return RelayDecoder(*engines, small_protocol(), num_slots=num_slots)
+    engines = ScriptedModel(LocalModel(student), student_script), ScriptedModel(LocalModel(teacher), teacher_script)
+    return relay_engine(*engines, small_protocol(), max_num_seqs=max_num_seqs)
 
 
 def requests(names: Iterable[str]) -> list[RelayRequest]:
@@ -125,10 +125,10 @@ GREEDY = SamplingParams(max_completion_tokens=BUDGET, temperature=0.0)
 
 
 @pytest.mark.parametrize("eos_policy", ["finish", "return"])
-@pytest.mark.parametrize("num_slots", [1, 4, 64])
+@pytest.mark.parametrize("max_num_seqs", [1, 4, 64])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_decode_equals_the_naive_loop(architecture: str, num_slots: int, eos_policy: str):
-    completions = decoder(architecture, num_slots).generate(requests(CASES), GREEDY, eos_policy=eos_policy)
+def test_decode_equals_the_naive_loop(architecture: str, max_num_seqs: int, eos_policy: str):
+    completions = engine(architecture, max_num_seqs).decode(requests(CASES), GREEDY, eos_policy=eos_policy)
     for name, completion in zip(CASES, completions, strict=True):
         assert_same(completion, naive(architecture, name, eos_policy))
 
@@ -150,7 +150,7 @@ def test_the_cases_are_what_their_names_say():
 
 
 def test_commands_are_masked_when_the_calls_are_used_up():
-    completions = decoder("qwen3", 4).generate(requests(CASES), GREEDY, max_calls=1)
+    completions = engine("qwen3", 4).decode(requests(CASES), GREEDY, max_calls=1)
     for name, completion in zip(CASES, completions, strict=True):
         assert_same(completion, naive("qwen3", name, "finish", 1))
     two_calls = completions[list(CASES).index("two calls in a row")]

@@ -221,7 +221,7 @@ class WarmupDataModule(ProblemDataModule):
             seed=self.seed,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
-            max_tokens=module.decoder.student.max_context,
+            max_tokens=module.engine.student.max_context,
         )
         return PositionedLoader(
             num_batches=stream.num_batches_per_pass,

@@ -230,7 +230,7 @@ class RelayCLI(LightningCLI):
 
 
 class PlanCLI(RelayCLI):
-    """`plan`: takes what `fit` takes, and prints what it would need of a device's memory."""
+    """`plan`: takes what `fit` takes, and prints the memory that it would need."""
 
     def __init__(self, arguments: list[str]) -> None:
         super().__init__("fit", arguments)
@@ -242,6 +242,13 @@ class PlanCLI(RelayCLI):
             type=float | None,
             default=None,
             help="Memory to plan for, in units of 10^9 bytes (default: that of this machine's GPU, else its RAM).",
+        )
+        parser.add_argument(
+            "--mean_completion_tokens",
+            type=int | None,
+            default=None,
+            help="Mean length of a completion, for the number of rows that fit the KV blocks (default: a quarter of "
+            "max_completion_tokens, at most 1000). Prompts are taken to have a quarter of max_prompt_tokens.",
         )
 
     def _set_seed(self) -> None:
@@ -256,7 +263,7 @@ class PlanCLI(RelayCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
-        plan(config.model, config.data, config.trainer, config.device_memory_gb)
+        plan(config.model, config.data, config.trainer, config.device_memory_gb, config.mean_completion_tokens)
 
 
 def _progress_bar(settings: dict[str, Any]) -> list[Callback]:

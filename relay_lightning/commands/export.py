@@ -81,7 +81,7 @@ def model_settings(checkpoint: dict[str, Any], ckpt_path: str) -> dict[str, Any]
 def trained_config(settings: dict[str, Any]) -> RelayConfig:
     """The limits that a student was trained under, and the sampling of its run's evaluation."""
     config = read_relay_config(settings["student"])
-    limits = {name: settings[name] for name in config.limits if name in settings}
+    limits = {name: settings[name] for name in ("max_calls", "max_call_tokens", "eos_policy") if name in settings}
     budget = {name: settings[name] for name in ("max_completion_tokens",) if name in settings}
     return replace(
         config.override(**limits),

@@ -103,11 +103,15 @@ class Prefiller:
         plan, copies = self._plan, self._copies
         self._plan, self._copies, self._waves = [], [], {}
         self.update_table()
-        for wave in range(max(wave for wave, _ in plan) + 1):
-            pairs = [(source, target) for at, source, target in copies if at == wave]
-            self._cache.copy_blocks(pairs)
-            self.blocks.release([source for source, _ in pairs])
-            self._read([context for at, context in plan if at == wave], forward)
+        try:
+            for wave in range(max(wave for wave, _ in plan) + 1):
+                self._cache.copy_blocks([(source, target) for at, source, target in copies if at == wave])
+                self._read([context for at, context in plan if at == wave], forward)
+        except BaseException:
+            self.blocks.forget()  # Some of the blocks that were registered have not been filled.
+            raise
+        finally:
+            self.blocks.release([source for _, source, _ in copies])
         self._stats.num_prefill_tokens += len(plan)
         self._stats.prefill_s += time.perf_counter() - start_s
         return [context for _, context in plan]

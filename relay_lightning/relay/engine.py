@@ -18,7 +18,7 @@ from relay_lightning.relay.accounting import DecodeStats, with_passes
 from relay_lightning.relay.admission import Admission
 from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.protocol import CompiledProtocol
-from relay_lightning.relay.relay_loop import Finished, RelayLoop
+from relay_lightning.relay.relay_loop import RelayLoop
 from relay_lightning.relay.requests import RelayRequest, RequestOutput
 from relay_lightning.relay.teacher import Teacher
 from relay_lightning.types import Completion
@@ -39,6 +39,7 @@ class RelayEngine:
     prompts, until `release`.
     """
 
+    @torch.inference_mode(False)  # What lives longer than this call must not be an inference tensor.
     def __init__(
         self,
         student: TokenModel,
@@ -101,11 +102,11 @@ class RelayEngine:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._loop.sequences)
+        return bool(self._loop.sequences or self._loop.finished)
 
     def is_in_flight(self, request_id: int) -> bool:
-        """Returns True as long as a request is neither finished nor aborted."""
-        return request_id in self._loop.sequences
+        """Returns True until a request's completion has been returned, or it has been aborted."""
+        return request_id in self._loop.sequences or request_id in self._loop.finished
 
     @property
     def stats(self) -> DecodeStats:
@@ -129,16 +130,17 @@ class RelayEngine:
     def abort(self, request_id: int) -> bool:
         """Drops a request and gives its blocks back; returns False if no such request is in flight."""
         with DECODING:
-            sequence = self._loop.sequences.get(request_id)
-            if sequence is not None:
-                self._loop.remove(sequence)
-                self._close_if_idle()
-            return sequence is not None
+            was_in_flight = self.is_in_flight(request_id)
+            self._loop.abort(request_id)
+            self._close_if_idle()
+            return was_in_flight
 
     def step(self) -> list[RequestOutput]:
         """Runs the next model for one decode step, or a few on a GPU, and returns what is new of each request."""
         with DECODING:
-            outputs = self._loop.report(self._advance()) if self.has_unfinished else []
+            if self._loop.sequences:
+                self._advance()
+            outputs = self._loop.report()
             self._close_if_idle()
             return outputs
 
@@ -160,7 +162,8 @@ class RelayEngine:
                 for request in requests:
                     ids.append(self.add_request(request))
                 while len(done) < len(ids):
-                    finished = {sequence.request_id: completion for sequence, completion in self._advance()}
+                    self._advance()
+                    finished = self._loop.take_finished(ids)
                     done |= finished
                     if finished and on_progress is not None:
                         on_progress(len(done))
@@ -171,7 +174,7 @@ class RelayEngine:
                 self._close_if_idle()
         return [done[request_id] for request_id in ids]
 
-    @torch.inference_mode(False)  # What lives longer than this call must not be an inference tensor.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def acquire(self) -> None:
         """Opens the models, and allocates keys and values if they have no memory; done by itself where needed."""
@@ -194,17 +197,19 @@ class RelayEngine:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _advance(self) -> Finished:
-        """Runs one turn of the loop; returns what is finished."""
+    def _advance(self) -> None:
+        """Runs one turn of the loop."""
         start_s = time.perf_counter()
         self.acquire()
         try:
-            finished = self._loop.advance()
+            self._loop.advance()
         except torch.OutOfMemoryError as error:
+            self._loop.recover()
             self._halve_blocks(error)
-            finished = []
+        except BaseException:
+            self._loop.recover()  # Requests in flight can go on.
+            raise
         self._loop.stats.wall_s += time.perf_counter() - start_s
-        return finished
 
     def _blocks_that_fit(self) -> int:
         contexts, bytes_per_token = [self.student.max_context], self.student.kv_bytes_per_token()
@@ -222,7 +227,6 @@ class RelayEngine:
 
     def _halve_blocks(self, error: torch.OutOfMemoryError) -> None:
         """Begins again with half the blocks. No sample changes: a draw depends on its request, not on memory."""
-        self._loop.recover()
         before, self._most_blocks = self._num_blocks, self._num_blocks // 2
         if self._most_blocks * self.block_size < self._admission.longest(self._loop.sequences.values()):
             raise RuntimeError(
@@ -244,7 +248,7 @@ class RelayEngine:
             self.teacher.stats.reset()
 
     def _close_if_idle(self) -> None:
-        if self._is_open and not self._is_generating and not self.has_unfinished:
+        if self._is_open and not self._is_generating and not self._loop.sequences:
             self._is_open = False
             if self.teacher is not None:
                 self.teacher.close()

@@ -109,11 +109,9 @@ class LocalTeacher:
     def poll(self) -> list[TeacherSpan]:
         scheduler, runner = self.scheduler, self.runner
         scheduler.grow(self._steps_per_sync)
-        admitted = scheduler.admit(self._steps_per_sync)
+        scheduler.admit(self._steps_per_sync, self._start)
         if not scheduler.running:
             return []
-        runner.prefill()
-        self._start(admitted)
         contexts = sorted(scheduler.running.values(), key=lambda context: context.row)
         truncates = any(self._call_of(context).sampling.truncates for context in contexts)
         facts = runner.decode(contexts, self._steps_per_sync, truncates=truncates)
@@ -129,7 +127,7 @@ class LocalTeacher:
             self._free_rows.append(row)
 
     def recover(self) -> list[TeacherSpan]:
-        """Returns the spans that were finished when memory ran out; the other calls wait, without blocks."""
+        """Returns the spans that were finished when a turn failed; the other calls wait, without blocks."""
         contexts = list(self.scheduler.running.values())
         spans = self._collect(contexts, self.runner.refresh(contexts).status) if contexts else []
         self.scheduler.evict_all()
@@ -137,8 +135,6 @@ class LocalTeacher:
 
     def _start(self, contexts: list[Context]) -> None:
         """Writes the rows of contexts that have just been read."""
-        if not contexts:
-            return
         calls = [self._call_of(context) for context in contexts]
         self.runner.write_rows(
             contexts,

@@ -14,6 +14,8 @@ from relay_lightning.relay.policies import Policy, PolicyView
 NEVER = 2**62
 """A completion length that no row reaches."""
 
+NO_POLICY = -1
+
 
 class PolicyRows:
     """What policies need of each of the student's rows, on its device."""
@@ -24,17 +26,17 @@ class PolicyRows:
         """[R]: completion tokens when the student last took over."""
         self._call_floor = torch.zeros_like(self._segment_start)
         """[R]: completion length below which a policy may not hand over."""
-        self._policy_id = torch.zeros_like(self._segment_start)
-        """[R]: index of the row's policy in `_policies`."""
+        self._policy_id = torch.full_like(self._segment_start, NO_POLICY)
+        """[R]: index of the row's policy in `_policies`, if it decides per token."""
         self._policies: list[Policy] = []
 
     def write(
         self, rows: Sequence[int], policies: Sequence[Policy], segment_start: Sequence[int], call_floor: Sequence[int]
     ) -> None:
         """Sets what belongs to `rows`, which begin a segment."""
-        if not any(policy.decides_per_token for policy in policies):
+        ids = [self._id(policy) if policy.decides_per_token else NO_POLICY for policy in policies]
+        if not self._policies:
             return
-        ids = [self._id(policy) for policy in policies]
         values = torch.tensor([rows, ids, segment_start, call_floor], device=self._policy_id.device)
         self._policy_id[values[0]], self._segment_start[values[0]], self._call_floor[values[0]] = values[1:]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 from relay_kernels.relay_step import CommandRule, RowStatus
 
@@ -18,8 +19,6 @@ from relay_lightning.relay.scheduler import Scheduler, TurnTaker
 from relay_lightning.relay.sequence import COMPLETION_FINISH, OpenCall, Sequence, SequenceStatus
 from relay_lightning.relay.teacher import Teacher, TeacherCall, TeacherSpan
 from relay_lightning.types import Completion, FinishReason
-
-Finished = list[tuple[Sequence, Completion]]
 
 
 class RelayLoop:
@@ -41,6 +40,8 @@ class RelayLoop:
         """Counts of what has become of sequences."""
         self.sequences: dict[int, Sequence] = {}
         """Sequences in flight, by request id."""
+        self.finished: dict[int, tuple[Sequence, Completion]] = {}
+        """Sequences that have ended, by request id, until their completions are taken."""
         self.by_row: dict[int, Sequence] = {}
         """Those that have a row."""
         self._teacher = teacher
@@ -51,39 +52,31 @@ class RelayLoop:
         self._turns = TurnTaker()
         self._queue: deque[Sequence] = deque()
         self._free_rows = list(reversed(range(runner.num_rows)))
-        self._finished: Finished = []
 
     def add(self, sequence: Sequence) -> None:
         """Queues a new sequence."""
         self.sequences[sequence.request_id] = sequence
         self._queue.append(sequence)
 
-    def advance(self) -> Finished:
-        """Runs one turn: new sequences get rows, then a model reads what its sequences lack and decodes.
-
-        Returns the sequences that are finished, since the last call that returned, and their completions.
-        """
+    def advance(self) -> None:
+        """Runs one turn: new sequences get rows, then a model reads what its sequences lack and decodes."""
         self._fill_rows()
-        if self._teacher is not None and (not self._teacher.is_local or self._is_teachers_turn(self._teacher)):
-            self._take_spans(self._teacher.poll())
-            if not self._teacher.is_local and self.scheduler.num_active:
+        teacher, num_active = self._teacher, self.scheduler.num_active
+        if teacher is not None and (not teacher.is_local or self._turns.is_teachers(num_active, teacher.num_calls)):
+            self._take_spans(teacher.poll())
+            if not teacher.is_local and self.scheduler.num_active:
                 self._write()
-        elif self.scheduler.num_active:
+        elif num_active:
             self._write()
-        finished, self._finished = self._finished, []
-        return finished
 
     def recover(self) -> None:
-        """Takes in what was written when memory ran out; all sequences that are not finished wait, without blocks."""
+        """Takes in what was written when a turn failed; all sequences that are not finished wait, without blocks."""
         contexts = list(self.scheduler.running.values())
         if contexts:
             self._sort_out([self.by_row[context.row] for context in contexts], self.runner.refresh(contexts))
         self.scheduler.evict_all()
         if self._teacher is not None:
             self._take_spans(self._teacher.recover())
-
-    def _is_teachers_turn(self, teacher: Teacher) -> bool:
-        return self._turns.is_teachers(self.scheduler.num_active, teacher.num_calls)
 
     def _fill_rows(self) -> None:
         """Gives free rows to the requests next in line."""
@@ -132,9 +125,7 @@ class RelayLoop:
         """Runs decode steps of the student."""
         scheduler, runner, num_steps = self.scheduler, self.runner, self._steps_per_sync
         scheduler.grow(num_steps)
-        admitted = scheduler.admit(num_steps)
-        runner.prefill()
-        self._start([self.by_row[context.row] for context in admitted])
+        scheduler.admit(num_steps, self._start)
         if not scheduler.running:
             return
         contexts = sorted(scheduler.running.values(), key=lambda context: context.row)
@@ -144,11 +135,10 @@ class RelayLoop:
         facts = runner.decode(contexts, num_steps, before_sampling, truncates=truncates, key=key)
         self._sort_out(sequences, facts)
 
-    def _start(self, sequences: list[Sequence]) -> None:
+    def _start(self, contexts: list[Context]) -> None:
         """Writes the rows of sequences that the student has just read."""
-        if not sequences:
-            return
-        self.runner.write_rows([sequence.context for sequence in sequences], status=RowStatus.STUDENT)
+        self.runner.write_rows(contexts, status=RowStatus.STUDENT)
+        sequences = [self.by_row[context.row] for context in contexts]
         sequences = [sequence for sequence in sequences if sequence.is_new_segment]
         if not sequences:
             return
@@ -213,18 +203,30 @@ class RelayLoop:
         """Ends a sequence and frees its row."""
         completion = sequence.complete(reason, self._protocol)
         self.stats.count(completion)
-        self._finished.append((sequence, completion))
-        self.remove(sequence)
+        self._remove(sequence)
+        self.finished[sequence.request_id] = sequence, completion
 
-    def report(self, finished: Finished) -> list[RequestOutput]:
-        """Returns the tokens of `finished` and of all sequences in flight that no output has told of yet."""
+    def take_finished(self, request_ids: Collection[int]) -> dict[int, Completion]:
+        """Returns the completions of those of the requests that have ended."""
+        taken = [request_id for request_id in self.finished if request_id in request_ids]
+        return {request_id: self.finished.pop(request_id)[1] for request_id in taken}
+
+    def report(self) -> list[RequestOutput]:
+        """Returns the tokens that no output has told of yet, and takes all completions."""
         if self.scheduler.running:
             self.runner.sync(list(self.scheduler.running.values()))
-        outputs = [sequence.report(completion) for sequence, completion in finished]
+        outputs = [sequence.report(completion) for sequence, completion in self.finished.values()]
+        self.finished = {}
         new = (sequence for sequence in self.by_row.values() if sequence.num_tokens > sequence.num_reported)
         return outputs + [sequence.report(None) for sequence in new]
 
-    def remove(self, sequence: Sequence) -> None:
+    def abort(self, request_id: int) -> None:
+        """Drops a sequence that is in flight, with its completion if it has ended."""
+        self.finished.pop(request_id, None)
+        if request_id in self.sequences:
+            self._remove(self.sequences[request_id])
+
+    def _remove(self, sequence: Sequence) -> None:
         """Forgets a sequence and gives its row and blocks back."""
         del self.sequences[sequence.request_id]
         if sequence.status == SequenceStatus.QUEUED:

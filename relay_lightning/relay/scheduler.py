@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from relay_kernels.relay_step import RowStatus
+
 from relay_lightning.engine.context import Context
 from relay_lightning.engine.model_runner import ModelRunner
 from relay_lightning.engine.prefiller import Prefiller
@@ -60,8 +62,26 @@ class Scheduler:
             group.pop(context.row, None)
         self._prefiller.evict(context)
 
-    def admit(self, num_steps: int) -> list[Context]:
-        """Reserves blocks for waiting contexts, oldest first, and makes them run; the caller has them read."""
+    def admit(self, num_steps: int, start: Callable[[list[Context]], None]) -> None:
+        """Has waiting contexts read, oldest first, as far as there are blocks for them, and makes them run.
+
+        start: writes the rows of contexts that have been read. Where either fails, they wait again.
+        """
+        admitted = self._reserve(num_steps)
+        if not admitted:
+            return
+        try:
+            self._runner.prefill()
+            start(admitted)
+        except BaseException:
+            self._runner.write_rows(admitted, status=RowStatus.EMPTY)
+            for context in admitted:
+                self.waiting[context.row] = self.running.pop(context.row)
+                self._prefiller.evict(context)
+            raise
+
+    def _reserve(self, num_steps: int) -> list[Context]:
+        """Reserves blocks for waiting contexts, oldest first; returns those that got them."""
         admitted: list[Context] = []
         for context in sorted(self.waiting.values(), key=_age):
             # A new sequence leaves room for those that run to grow; it would be the first to be preempted.

@@ -95,7 +95,7 @@ class Teacher(Protocol):
         """Returns the spans that are finished; a local teacher runs decode steps of the others first."""
 
     def recover(self) -> list[TeacherSpan]:
-        """Returns the spans that were finished when this process ran out of memory; the other calls are begun anew."""
+        """Returns the spans that were finished when a turn failed in this process; the other calls are begun anew."""
 
     def release(self, sequence_id: int) -> None:
         """Forgets a sequence, its open call included; one that is not known is left alone."""

@@ -49,12 +49,12 @@ def weights(module: LightningModule) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def test_the_trainers_log_probs_equal_the_decoders_before_the_first_update(fit: Any) -> None:
+def test_the_trainers_log_probs_equal_the_samplers_before_the_first_update(fit: Any) -> None:
     _, steps = fit(1)
     assert 0.0 <= steps[0]["sampling/sampling_logp_difference/max"] < 1e-4
 
 
-def test_recomputed_log_probs_equal_the_decoders_when_the_student_drops_out(fit: Any) -> None:
+def test_recomputed_log_probs_equal_the_samplers_when_the_student_drops_out(fit: Any) -> None:
     """Adapters change nothing, and so drop nothing, before the first update: the second rollout shows it."""
     _, steps = fit(2, lora=LoRASettings(rank=4, dropout=0.5), old_log_probs="recompute", **SGD)
     assert 0.0 <= steps[1]["sampling/sampling_logp_difference/max"] < 1e-4
@@ -200,7 +200,7 @@ def test_limits_are_the_students_own_unless_others_are_given(
     def calls(**options: Any) -> float:
         trainer, module = make_trainer(1), make_module(student=str(student), **options)
         trainer.fit(module, make_data())
-        assert module.decoding.eos_policy == "return"
+        assert module.decoding.limits.eos_policy == "return"
         return trainer.callback_metrics["relay/calls_per_completion"].item()
 
     assert calls() == 0
@@ -221,7 +221,7 @@ def test_a_checkpoint_holds_the_student_alone_and_plain_types(
     checkpoint = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == {f"student.{name}" for name in module.student.state_dict()}
     assert "hyper_parameters" not in checkpoint
-    assert module.decoder.teacher is not None  # there was one to leak
+    assert module.engine.teacher is not None  # there was one to leak
 
 
 def test_a_checkpoint_holds_adapters_alone_with_lora_and_restores_them(

@@ -50,11 +50,11 @@ def decode(student_text: str, teacher: Callable[[int], int], budget: int = 16, *
         num_written += 1
         return scripted_bias(teacher(num_written), len(TEACHER_VOCABULARY), TEACHER_EOS)
 
-    engines = (
+    pair = (
         FakeModel(student_logits, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,)),
         FakeModel(teacher_logits, vocab_size=len(TEACHER_VOCABULARY), eos_token_ids=(TEACHER_EOS,)),
     )
-    engine = relay_engine(*engines, small_protocol(), bridge=bridge(), max_num_seqs=1)
+    engine = relay_engine(*pair, small_protocol(), bridge=bridge(), max_num_seqs=1)
     sampling = SamplingParams(max_completion_tokens=budget, temperature=0.0)
     [completion] = engine.decode([RelayRequest(PROMPT)], sampling, **options)
     return completion, engine
@@ -66,8 +66,10 @@ def test_each_side_reads_the_other_in_its_own_tokens():
     assert completion.text.startswith("x <call>2</call>yzyx")
     assert completion.spans == [RelaySpan(command, command + 3, 2, FinishReason.DELIVERED, 2)]
     assert completion.token_source[command : command + 4] == [*[TokenSource.TEACHER] * 3, TokenSource.STUDENT]
-    assert engine.teacher.contexts[0][:5] == [piece("z"), piece("z"), piece("x"), piece(" "), piece("yz")]
-    assert engine.student.contexts[0][2 : 2 + command + 3] == [*spell("x <call>2</call>"), Y, Z, Y]
+    [read_by_teacher] = engine.teacher.model.contexts.values()
+    assert read_by_teacher[:5] == [piece("z"), piece("z"), piece("x"), piece(" "), piece("yz")]
+    [read_by_student] = engine.student.contexts.values()
+    assert read_by_student[2 : 2 + command + 3] == [*spell("x <call>2</call>"), Y, Z, Y]
     assert engine.stats.num_text_handovers == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -300,6 +301,54 @@ def test_text_is_that_of_the_tokens_without_special_ones():
     assert completion.text == "xxx"
     assert completion.finish_reason == FinishReason.STOP
     assert completion.token_ids[-1] == EOS
+
+
+@pytest.mark.parametrize("failing", ["student", "teacher"])
+@pytest.mark.parametrize("method", ["extend", "step"])
+@pytest.mark.parametrize("num_good_passes", [0, 1, 5])
+def test_requests_go_on_as_if_nothing_had_been_when_a_pass_fails(
+    monkeypatch: pytest.MonkeyPatch, failing: str, method: str, num_good_passes: int
+):
+    def asked(length: int) -> list[RelayRequest]:
+        policy = FixedPolicy(n=2, every=3)
+        return [replace(each, sampling=SAMPLED, policy=policy) for each in requests(3, samples=2, length=length)]
+
+    expected = build(hashed_logits, hashed_logits).generate(asked(40))
+    engine = build(hashed_logits, hashed_logits)
+    model, num_passes = engine.student if failing == "student" else engine.teacher.model, 0
+    run = getattr(model, method)
+
+    def fail_once(*arguments: object) -> object:
+        nonlocal num_passes
+        num_passes += 1
+        if num_passes == num_good_passes + 1:
+            raise ValueError("a pass failed")
+        return run(*arguments)
+
+    monkeypatch.setattr(model, method, fail_once)
+    ids = [engine.add_request(request) for request in asked(40)]
+    with pytest.raises(ValueError, match="a pass failed"):
+        engine.generate(asked(40))
+    completions = {}
+    while engine.has_unfinished:
+        completions |= {output.request_id: output.completion for output in engine.step() if output.is_finished}
+    assert [completions[request_id] for request_id in ids] == expected
+    assert engine.generate(asked(40)) == expected
+
+
+def test_requests_in_flight_are_finished_for_step_when_a_generate_comes_between():
+    engine = build(hashed_logits, hashed_logits)
+    expected = build(hashed_logits, hashed_logits).generate(requests(3))
+    ids = [engine.add_request(request) for request in requests(3)]
+    outputs = engine.step()
+    assert engine.generate(requests(3)) == expected
+    assert engine.is_in_flight(ids[0]), "its end has not been told"
+    while engine.has_unfinished:
+        outputs += engine.step()
+    for request_id, completion in zip(ids, expected, strict=True):
+        own = [output for output in outputs if output.request_id == request_id]
+        assert [token for output in own for token in output.token_ids] == completion.token_ids
+        assert [output.completion for output in own if output.is_finished] == [completion]
 
 
 def test_no_requests_give_no_completions():

@@ -25,36 +25,43 @@ def relay(small_pair):
     relay = load_relay(small_pair.student, small_pair.teacher, max_num_seqs=2)
     relay.engine.student.model.train()
     yield relay
-    for engine in (relay.engine.student, relay.engine.teacher):
-        assert engine.model.config._attn_implementation != PAGED_ATTENTION
+    for model in models(relay):
+        assert model.config._attn_implementation != PAGED_ATTENTION
     assert relay.engine.student.model.training
-    assert len(relay.decode(QUESTIONS[:1], GREEDY)) == 1, "the pair still answers"
+    assert len(relay.generate(QUESTIONS[:1], GREEDY)) == 1, "the pair still answers"
 
 
 def tokens(completions):
     return [completion.token_ids for completion in completions]
 
 
-def requests(relay):
-    return [RelayRequest(relay.make_prompt(index, question)) for index, question in enumerate(QUESTIONS)]
+def models(relay):
+    """The Hugging Face models of student and teacher."""
+    return relay.engine.student.model, relay.engine.teacher.model.model
+
+
+def generate(relay, on_progress, **options):
+    """Answers all questions through the engine itself, which tells of its progress."""
+    prompts = [relay.make_prompt(index, question) for index, question in enumerate(QUESTIONS)]
+    requests = [RelayRequest(prompt, GREEDY, **options) for prompt in prompts]
+    return relay.engine.generate(requests, on_progress)
 
 
 def another_relay(relay):
-    """A second pair of engines around the same models."""
-    engine = relay.engine
-    engines = LocalModel(engine.student.model), LocalModel(engine.teacher.model)
-    return Relay(relay_engine(*engines, engine.protocol, max_num_seqs=2), relay.make_prompt)
+    """A second engine around the same models."""
+    engine = relay_engine(*map(LocalModel, models(relay)), relay.engine.protocol, max_num_seqs=2)
+    return Relay(engine, relay.make_prompt)
 
 
 def test_threads_get_what_one_alone_gets_when_they_share_a_pair_or_its_models(relay):
     relays = [relay, another_relay(relay)]
-    expected = [tokens(relay.decode([question], GREEDY, **CALLS)) for question in QUESTIONS]
+    expected = [tokens(relay.generate([question], GREEDY, **CALLS)) for question in QUESTIONS]
     start = threading.Barrier(4)
 
     def ask(worker):
         start.wait()
         order = [(worker + turn) % len(QUESTIONS) for turn in range(len(QUESTIONS))]
-        answers = {index: tokens(relays[worker % 2].decode([QUESTIONS[index]], GREEDY, **CALLS)) for index in order}
+        answers = {index: tokens(relays[worker % 2].generate([QUESTIONS[index]], GREEDY, **CALLS)) for index in order}
         return [answers[index] for index in range(len(QUESTIONS))]
 
     with ThreadPoolExecutor(4) as threads:
@@ -63,26 +70,24 @@ def test_threads_get_what_one_alone_gets_when_they_share_a_pair_or_its_models(re
 
 
 def test_a_generate_inside_a_generate_of_the_same_pair_is_refused_and_the_outer_one_ends(relay):
-    expected = tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
+    expected = tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
     refusals = []
 
     def nest(_):
         with pytest.raises(RuntimeError, match="cannot be called inside a generate of the same pair") as refusal:
-            relay.decode(QUESTIONS[:1], GREEDY)
+            relay.generate(QUESTIONS[:1], GREEDY)
         refusals.append(refusal)
 
-    assert tokens(relay.engine.decode(requests(relay), GREEDY, **CALLS, on_progress=nest)) == expected
+    assert tokens(generate(relay, nest, **CALLS)) == expected
     assert refusals
     assert relay.stats.num_completions == len(QUESTIONS)
 
 
 def test_another_pair_around_the_same_models_may_answer_inside_a_generate(relay):
     other = another_relay(relay)
-    expected = tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
+    expected = tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
     inner = []
-    outer = relay.engine.decode(
-        requests(relay), GREEDY, **CALLS, on_progress=lambda _: inner.append(other.decode(QUESTIONS, GREEDY, **CALLS))
-    )
+    outer = generate(relay, lambda _: inner.append(other.generate(QUESTIONS, GREEDY, **CALLS)), **CALLS)
     assert tokens(outer) == expected
     assert inner
     assert all(tokens(completions) == expected for completions in inner)
@@ -94,7 +99,7 @@ def test_models_are_as_before_when_a_generate_is_broken_off(relay, error):
         raise error
 
     with pytest.raises(error):
-        relay.engine.decode(requests(relay), GREEDY, on_progress=stop)
+        generate(relay, stop)
 
 
 def test_other_threads_go_on_when_one_fails(relay):
@@ -104,11 +109,11 @@ def test_other_threads_go_on_when_one_fails(relay):
     def ask(worker):
         if worker % 2:
             with pytest.raises(ValueError, match="stop"):
-                relay.engine.decode(requests(relay), GREEDY, on_progress=fail)
+                generate(relay, fail)
             return None
-        return tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
+        return tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
 
-    expected = tokens(relay.decode(QUESTIONS, GREEDY, **CALLS))
+    expected = tokens(relay.generate(QUESTIONS, GREEDY, **CALLS))
     with ThreadPoolExecutor(4) as threads:
         answers = [answer for answer in threads.map(ask, range(4)) if answer is not None]
     assert answers == [expected] * 2

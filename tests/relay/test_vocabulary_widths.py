@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_model import ScriptedModel, UniformEngine, relay_engine
+from fake_model import Script, ScriptedModel, UniformEngine, relay_engine
 from naive_relay import naive_relay
 from random_models import random_model
 from small_vocabulary import FIRST_LETTER, VOCAB_SIZE, VOCABULARY, spell
@@ -42,17 +42,27 @@ def wide_model(num_extra: int, seed: int) -> PreTrainedModel:
     return model
 
 
-def engine(student: PreTrainedModel, teacher: PreTrainedModel | None, *, has_bridge: bool = False) -> UniformEngine:
+def engine(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    *,
+    has_bridge: bool = False,
+    student_script: Script | None = None,
+) -> UniformEngine:
+    """student_script: forces the student; both models then end their texts only where a script says so."""
     protocol = CallProtocol().compile_vocabulary(vocabulary(student.config.vocab_size))
     bridge = None
     if has_bridge:
         other = vocabulary(teacher.config.vocab_size)
         bridge = TextBridge(protocol.vocabulary, other, lambda prompt: prompt.token_ids)
-    return relay_engine(LocalModel(student), LocalModel(teacher) if teacher else None, protocol, bridge=bridge)
+    models = [LocalModel(student), LocalModel(teacher) if teacher else None]
+    if student_script is not None:
+        models = [ScriptedModel(models[0], student_script), ScriptedModel(models[1], lambda _: None)]
+    return relay_engine(*models, protocol, bridge=bridge)
 
 
 def requests(num_samples: int = 4) -> list[RelayRequest]:
-    return [RelayRequest(prompt, sample) for prompt in PROMPTS for sample in range(num_samples)]
+    return [RelayRequest(prompt, sample_index=sample) for prompt in PROMPTS for sample in range(num_samples)]
 
 
 def writers_log_probs(model: PreTrainedModel, prompt: Prompt, completion: Completion, temperature: float):
@@ -92,9 +102,7 @@ def test_greedy_decoding_equals_the_naive_loop_when_ids_are_out_of_bounds(widths
         position = len(context) - start - 3
         return command[position] if 0 <= position < len(command) else None
 
-    relay = engine(student, teacher)
-    relay.student = ScriptedModel(relay.student, student_script)
-    relay.teacher = ScriptedModel(relay.teacher, lambda _: None)
+    relay = engine(student, teacher, student_script=student_script)
     sampling = SamplingParams(max_completion_tokens=BUDGET, temperature=0.0)
     [completion] = relay.decode([RelayRequest(PROMPTS[0])], sampling)
     expected = naive_relay(
@@ -118,9 +126,14 @@ def test_a_student_alone_writes_what_its_tokenizer_names(widths):
     sampling = SamplingParams(max_completion_tokens=BUDGET)
     alone = engine(student, None).decode(requests(), sampling, policy="teacher_free")
     beside = engine(student, teacher).decode(requests(), sampling, policy="teacher_free")
-    assert alone == beside
-    drawn = {token for completion in alone for token in completion.token_ids}
-    assert max(drawn) < VOCAB_SIZE + min(widths[0], 0)
+    if widths[1] >= 0:  # Beside a teacher that lacks ids, a student draws none of these.
+        assert alone == beside
+    assert max(drawn(alone)) < VOCAB_SIZE + min(widths[0], 0)
+    assert max(drawn(beside)) < VOCAB_SIZE + min(*widths, 0)
+
+
+def drawn(completions: list[Completion]) -> set[int]:
+    return {token for completion in completions for token in completion.token_ids}
 
 
 def test_sampling_log_probs_are_those_of_the_ids_that_could_be_drawn():

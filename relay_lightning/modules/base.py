@@ -176,14 +176,16 @@ class RelayModule(LightningModule):
         return {f"{VALIDATION}{name}" for name in self.judge([], [])}
 
     def _require_data(self, stage: str) -> None:
-        """Raises ValueError if the trainer's data module does not give what this module takes."""
-        data = self.trainer.datamodule
+        """Raises ValueError if the trainer's data module does not give what this module takes, or no whole steps."""
+        data: Any = self.trainer.datamodule
         needed = self.data_module_class if stage == "fit" else ProblemDataModule
         if data is not None and not isinstance(data, needed):
             raise ValueError(
                 f"data is {type(data).__name__}, but {type(self).__name__} takes the batches of a "
                 f"{self.data_module_class.__name__}: set data.class_path to it, or to a subclass of your own."
             )
+        if data is not None and stage == "fit":
+            data.require_whole_steps()
 
     def configure_model(self) -> None:
         """Loads the student, with fresh adapters if there are to be any, sharded if asked.

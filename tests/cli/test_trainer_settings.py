@@ -40,6 +40,7 @@ def checkpoint(tmp_path) -> dict:
         (["--trainer.val_check_interval", "0"], r"trainer.val_check_interval must be above 0"),
         ([*VALIDATED, "--trainer.val_check_interval", "100"], r"`val_check_interval` \(100\) must be less"),
         (["--trainer.accumulate_grad_batches", "0"], r"trainer.accumulate_grad_batches must be at least 1"),
+        (["--trainer.accumulate_grad_batches", "3"], r"16 completions .* into 2 optimiser steps .* of 3 micro-batches"),
         (["--trainer.accelerator", "tpu"], r"trainer.accelerator is tpu.* set it to auto or cpu"),
         (["--trainer.max_steps"], r"trainer.max_steps: a value is missing"),
         ([*STOPPING, "nope"], r"EarlyStopping monitors 'nope', which is not logged"),

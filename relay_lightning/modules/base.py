@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -47,6 +47,7 @@ from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.modules.sharded_strategy import require_supported
 from relay_lightning.modules.step_metrics import StepMetrics
+from relay_lightning.modules.unsupported_callbacks import require_supported_callbacks
 from relay_lightning.modules.update_meter import UpdateMeter
 from relay_lightning.pair import build_decoder, needs_bridge
 from relay_lightning.processes import gather_tensors
@@ -144,6 +145,11 @@ class RelayModule(LightningModule):
     def strict_loading(self) -> bool:
         """With LoRA a checkpoint lacks the frozen weights, which come from the student's own folder."""
         return self.lora is None
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds no callback. Raises ValueError for one of the trainer's that cannot work, before any is set up."""
+        require_supported_callbacks(self.trainer.callbacks)
+        return []
 
     def setup(self, stage: str) -> None:
         """Loads the tokenizers, and so finds out early whether both models are within reach; resolves "auto" limits.

@@ -246,7 +246,8 @@ class RelayModule(LightningModule):
     def decode(self, prompts: Sequence[Prompt], temperature: float = 0.0, num_samples: int = 1) -> list[Completion]:
         """`num_samples` completions per prompt, in a row: with the teacher if there is one, else teacher-free."""
         requests = [RelayRequest(prompt, index) for prompt in prompts for index in range(num_samples)]
-        name = "decoding" if self._trainer is None else str(self.trainer.state.stage or "decoding")
+        stage = None if self._trainer is None else self.trainer.state.stage
+        name = "decoding" if stage is None else stage.value.replace("_", " ")
         with decoding_precision(self.device), progress.work(name, len(requests), "completions") as work:
             return self.decoder.generate(
                 requests,

@@ -108,7 +108,7 @@ def run_relay(setting: Setting, num_steps: int, turns: Turns) -> None:
         student=setting.student,
         teacher=None,
         group_size=setting.group_size,
-        num_slots=setting.num_samples,
+        max_num_seqs=setting.num_samples,
         max_completion_tokens=setting.max_completion_tokens,
         reward="simple",
         loss_type="dapo",

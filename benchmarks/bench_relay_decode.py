@@ -20,18 +20,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from torch import Tensor
 
+from benchmarks.bare_rows import BareRows
 from benchmarks.by_definition import DECODING, by_definition
 from benchmarks.harness import best_of, print_table, write_result
 from benchmarks.released_way import Conversation, ReleasedRelay, force
 from relay_lightning.data.chat_template import make_prompt
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.base import ForwardPass
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import load_model, load_tokenizer
+from relay_lightning.relay.engine import RelayEngine
+from relay_lightning.relay.local_teacher import LocalTeacher
 from relay_lightning.relay.policies import CommandPolicy, PolicyView
 from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.relay.requests import CallLimits, sample_requests
 from relay_lightning.tiny.task import generate_problems
 from relay_lightning.types import Completion, Prompt
 
@@ -54,7 +58,7 @@ class ForcedCommands(CommandPolicy):
         force(logits, self.scripts[view.prompt_id, column])
 
 
-class EndlessEngine(LocalEngine):
+class EndlessModel(LocalModel):
     """No token ends a text: completions run to their budget."""
 
     @property
@@ -70,16 +74,17 @@ class Setup:
     teacher: torch.nn.Module
     tokenizer: object
     prompts: list[Prompt]
-    num_slots: int
+    max_num_seqs: int
     repeats: int
 
     @property
     def device(self) -> torch.device:
         return self.student.device  # type: ignore[return-value]
 
-    def decoder(self, engine: type[LocalEngine] = LocalEngine) -> RelayDecoder:
+    def engine(self, model: type[LocalModel] = LocalModel) -> RelayEngine:
         protocol = CallProtocol().compile(self.tokenizer, self.student.config.vocab_size)  # type: ignore[union-attr]
-        return RelayDecoder(engine(self.student), engine(self.teacher), protocol, num_slots=self.num_slots)
+        student, teacher = model(self.student), LocalTeacher(model(self.teacher))
+        return RelayEngine(student, teacher, protocol, max_num_seqs=self.max_num_seqs)
 
     def scripts(self, num_calls: int, num_requested: int, length: int) -> Tensor:
         """[prompts, length] int64: that many commands at random positions of each completion; -1 elsewhere."""
@@ -100,9 +105,9 @@ def greedy(length: int) -> SamplingParams:
     return SamplingParams(max_completion_tokens=length, temperature=0.0)
 
 
-def relay_run(setup: Setup, decoder: RelayDecoder, scripts: Tensor, length: int) -> Callable[[], list[Completion]]:
-    requests = [RelayRequest(prompt) for prompt in setup.prompts]
-    return lambda: decoder.generate(requests, greedy(length), policy=ForcedCommands(scripts))
+def relay_run(setup: Setup, engine: RelayEngine, scripts: Tensor, length: int) -> Callable[[], list[Completion]]:
+    requests = sample_requests(setup.prompts, greedy(length), policy=ForcedCommands(scripts))
+    return lambda: engine.generate(requests)
 
 
 def released_run(setup: Setup, scripts: Tensor, length: int, eos: int, rows: list[Conversation]) -> Callable[[], None]:
@@ -111,8 +116,8 @@ def released_run(setup: Setup, scripts: Tensor, length: int, eos: int, rows: lis
 
     def run() -> None:
         rows[:] = [Conversation(prompt.text, scripts[prompt.prompt_id].cpu()) for prompt in setup.prompts]
-        for start in range(0, len(rows), setup.num_slots):
-            released.generate(rows[start : start + setup.num_slots], length)
+        for start in range(0, len(rows), setup.max_num_seqs):
+            released.generate(rows[start : start + setup.max_num_seqs], length)
 
     return run
 
@@ -120,17 +125,17 @@ def released_run(setup: Setup, scripts: Tensor, length: int, eos: int, rows: lis
 def against_the_released_way(setup: Setup, length: int) -> dict[str, float]:
     """Question 1: completions of natural length with about four calls of eight tokens."""
     scripts = setup.scripts(4, 8, 100)
-    decoder = setup.decoder()
-    run = relay_run(setup, decoder, scripts, length)
+    engine = setup.engine()
+    run = relay_run(setup, engine, scripts, length)
     rows: list[Conversation] = []
-    run_released = released_run(setup, scripts, length, decoder.student.eos_token_ids[0], rows)
+    run_released = released_run(setup, scripts, length, engine.student.eos_token_ids[0], rows)
     seconds = best_of({"relay": run, "released": run_released}, setup.device, setup.repeats)
-    stats = decoder.stats
+    stats = engine.stats
     num_released_tokens = sum(row.num_tokens for row in rows)
     same_text = sum(completion.text == row.completion for completion, row in zip(run(), rows, strict=True)) / len(rows)
     relay_rate, released_rate = stats.num_tokens / seconds["relay"], num_released_tokens / seconds["released"]
     print_table(
-        f"1. {len(rows)} completions, {setup.num_slots} at a time, {stats.num_calls / len(rows):.1f} calls each",
+        f"1. {len(rows)} completions, {setup.max_num_seqs} at a time, {stats.num_calls / len(rows):.1f} calls each",
         ["way", "completion tokens/s", "seconds", "tokens", "calls"],
         [
             ["relay", relay_rate, seconds["relay"], stats.num_tokens, stats.num_calls],
@@ -149,12 +154,12 @@ def against_the_released_way(setup: Setup, length: int) -> dict[str, float]:
 
 def cost_per_token(setup: Setup) -> dict[str, list[float]]:
     """Question 2: microseconds per completion token, with the teacher's share of the tokens held fixed."""
-    decoder = setup.decoder(EndlessEngine)
+    engine, student = setup.engine(EndlessModel), EndlessModel(setup.student)
     by_calls = []
     for num_calls in CALLS:
         scripts = setup.scripts(num_calls, TEACHER_TOKENS // max(num_calls, 1), 256)
-        seconds = best_of({"relay": relay_run(setup, decoder, scripts, 256)}, setup.device, setup.repeats)["relay"]
-        by_calls.append(1e6 * seconds / decoder.stats.num_tokens)
+        seconds = best_of({"relay": relay_run(setup, engine, scripts, 256)}, setup.device, setup.repeats)["relay"]
+        by_calls.append(1e6 * seconds / engine.stats.num_tokens)
     print_table(
         f"2a. 256 tokens a completion, {TEACHER_TOKENS} of them the teacher's",
         ["calls", "us per token"],
@@ -165,8 +170,8 @@ def cost_per_token(setup: Setup) -> dict[str, list[float]]:
         num_calls = length // 64
         scripts = setup.scripts(num_calls, 8, length)
         runs = {
-            "relay": relay_run(setup, decoder, scripts, length),
-            "plain": lambda length=length: plain_decode(decoder.student, setup.prompts, setup.num_slots, length),
+            "relay": relay_run(setup, engine, scripts, length),
+            "plain": lambda length=length: plain_decode(student, setup.prompts, setup.max_num_seqs, length),
         }
         seconds = best_of(runs, setup.device, setup.repeats)
         num_tokens = length * len(setup.prompts)
@@ -181,18 +186,19 @@ def cost_per_token(setup: Setup) -> dict[str, list[float]]:
 
 
 def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, Any]:
-    """Question 3: the same tokens by the relay, by a bare loop over the same engine, and by `transformers.generate`."""
-    decoder = setup.decoder(EndlessEngine)
-    requests = [RelayRequest(prompt) for prompt in setup.prompts]
+    """Question 3: the same tokens by the relay, by a bare loop over the same model, and by `transformers.generate`."""
+    engine, student = setup.engine(EndlessModel), EndlessModel(setup.student)
+    requests = sample_requests(setup.prompts, greedy(length), limits=CallLimits(max_calls=0))
     hugging_face = ReleasedRelay(setup.student, setup.teacher, setup.tokenizer, eos=None)
 
     def generate() -> None:
-        for start in range(0, len(setup.prompts), setup.num_slots):
-            hugging_face.student_alone([prompt.text for prompt in setup.prompts[start:][: setup.num_slots]], length)
+        size = setup.max_num_seqs
+        for start in range(0, len(setup.prompts), size):
+            hugging_face.student_alone([prompt.text for prompt in setup.prompts[start : start + size]], length)
 
     rivals = {
-        "relay": lambda: decoder.generate(requests, greedy(length), max_calls=0),
-        "bare loop": lambda: plain_decode(decoder.student, setup.prompts, setup.num_slots, length),
+        "relay": lambda: engine.generate(requests),
+        "bare loop": lambda: plain_decode(student, setup.prompts, setup.max_num_seqs, length),
         "transformers.generate": generate,
     }
     seconds = best_of(rivals, setup.device, setup.repeats)
@@ -208,7 +214,7 @@ def overhead_when_nobody_calls(setup: Setup, length: int) -> dict[str, Any]:
 
 def gain_of_each_op(setup: Setup, length: int) -> dict[str, Any]:
     """Question 4: the work of question 1, by all ops and with one of them by its definition."""
-    run = relay_run(setup, setup.decoder(), setup.scripts(4, 8, 100), length)
+    run = relay_run(setup, setup.engine(), setup.scripts(4, 8, 100), length)
 
     def without(op: str) -> list[Completion]:
         with by_definition(op):
@@ -225,27 +231,21 @@ def gain_of_each_op(setup: Setup, length: int) -> dict[str, Any]:
     return {"seconds": seconds, "gains": gains}
 
 
-def plain_decode(engine: LocalEngine, prompts: Sequence[Prompt], num_slots: int, length: int) -> Tensor:
+def plain_decode(model: LocalModel, prompts: Sequence[Prompt], num_rows: int, length: int) -> Tensor:
     """[prompts, length]: greedy tokens of the student alone, with nothing but the model and an argmax per token."""
-    with engine.session():
-        batches = [prompts[start : start + num_slots] for start in range(0, len(prompts), num_slots)]
-        return torch.cat([plain_decode_batch(engine, batch, length) for batch in batches])
+    batches = [prompts[start : start + num_rows] for start in range(0, len(prompts), num_rows)]
+    with model.session() as forward:
+        return torch.cat([plain_decode_batch(model, forward, batch, length) for batch in batches])
 
 
-def plain_decode_batch(engine: LocalEngine, prompts: Sequence[Prompt], length: int) -> Tensor:
-    """`plain_decode` of as many prompts as there are slots."""
+def plain_decode_batch(model: LocalModel, forward: ForwardPass, prompts: Sequence[Prompt], length: int) -> Tensor:
+    """`plain_decode` of prompts that are decoded at once."""
     widest = max(len(prompt.token_ids) for prompt in prompts)
-    engine.allocate(len(prompts), widest + length)
-    ids = torch.tensor([[*p.token_ids, *[0] * (widest - len(p.token_ids))] for p in prompts], device=engine.device)
-    lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts], device=engine.device)
-    slots = torch.arange(len(prompts), device=engine.device)
-    engine.extend(slots, ids, lengths - 1)
-    token = ids[slots, lengths - 1]
-    output, is_active = [], torch.ones_like(slots, dtype=torch.bool)
-    for _ in range(length):
-        token = engine.step(token, is_active).argmax(-1)
-        output.append(token)
-    return torch.stack(output, 1)
+    rows = BareRows(model, len(prompts), widest + length)
+    ids = torch.tensor([[*p.token_ids, *[0] * (widest - len(p.token_ids))] for p in prompts], device=model.device)
+    lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts], device=model.device)
+    rows.extend(forward, ids[:, :-1], lengths - 1)
+    return rows.decode(forward, ids.gather(1, lengths[:, None] - 1)[:, 0], length)
 
 
 def main() -> None:
@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="tiny:warm-student")
     parser.add_argument("--teacher", default="tiny:teacher")
-    parser.add_argument("--num-slots", type=int, default=64, help="batch")
+    parser.add_argument("--max-num-seqs", type=int, default=64, help="completions decoded at once")
     parser.add_argument("--num-prompts", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="completion tokens at most")
     parser.add_argument("--repeats", type=int, default=3)
@@ -267,15 +267,15 @@ def main() -> None:
         load_model(arguments.teacher).to(arguments.device).eval(),
         tokenizer,
         [make_prompt(tokenizer, index, problem.question) for index, problem in enumerate(problems)],
-        arguments.num_slots,
+        arguments.max_num_seqs,
         arguments.repeats,
     )
     if arguments.by_op:
         gains = gain_of_each_op(setup, arguments.length)
-        write_result("relay_decode_by_op", setup.device, {"batch": arguments.num_slots, **gains})
+        write_result("relay_decode_by_op", setup.device, {"batch": arguments.max_num_seqs, **gains})
         return
     figures = {
-        "batch": arguments.num_slots,
+        "batch": arguments.max_num_seqs,
         **against_the_released_way(setup, arguments.length),
         **cost_per_token(setup),
         **overhead_when_nobody_calls(setup, arguments.length),

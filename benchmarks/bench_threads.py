@@ -18,8 +18,9 @@ from collections.abc import Callable
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.bare_rows import BareRows
 from benchmarks.harness import print_table, write_result
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.threads import NUM_THREADS_SETTINGS, WAIT_SETTINGS, yield_cores
 
 NUM_STEPS = 30
@@ -42,15 +43,13 @@ def make_works(num_layers: int, hidden_size: int, num_rows: int) -> dict[str, Ca
         head_dim=32, max_position_embeddings=256,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config)
-    engine, optimizer = LocalEngine(model), torch.optim.AdamW(model.parameters())
+    local, optimizer = LocalModel(model), torch.optim.AdamW(model.parameters())
     token_ids = torch.randint(VOCAB_SIZE, UPDATE_SHAPE)
-    rows, is_active = torch.zeros(num_rows, dtype=torch.int64), torch.ones(num_rows, dtype=torch.bool)
+    tokens = torch.zeros(num_rows, dtype=torch.int64)
 
     def decode() -> None:
-        with engine.session():
-            engine.allocate(num_rows, NUM_STEPS)
-            for _ in range(NUM_STEPS):
-                engine.step(rows, is_active)
+        with local.session() as forward:
+            BareRows(local, num_rows, NUM_STEPS).decode(forward, tokens, NUM_STEPS)
 
     def update() -> None:
         model(input_ids=token_ids, labels=token_ids).loss.backward()

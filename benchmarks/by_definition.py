@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 from relay_kernels.linear_log_probs.reference import linear_log_probs_naive
 
-from relay_lightning.engine import blocks, kv_cache
+from relay_lightning.engine import blocks, local, model_runner
 from relay_lightning.modules import log_probs, rollouts
-from relay_lightning.relay import side
 
-DECODING: dict[str, ModuleType] = {
-    "relay_step": side,
-    "decode_attention": kv_cache,
-    "add_rms_norm": blocks,
-    "rotate_heads": blocks,
-    "silu_mul": blocks,
-    "norm_linear": blocks,
+DECODING: dict[str, tuple[ModuleType, ...]] = {
+    "relay_step": (model_runner,),
+    "decode_attention": (blocks, local),
+    "add_rms_norm": (blocks,),
+    "rotate_heads": (blocks,),
+    "silu_mul": (blocks,),
+    "norm_linear": (blocks,),
 }
-"""The ops of a decode step, and the module that calls each."""
-TRAINING: dict[str, ModuleType] = {"relay_advantages": rollouts, "linear_log_probs": log_probs}
+"""The ops of a decode step, and the modules that call each."""
+TRAINING: dict[str, tuple[ModuleType, ...]] = {"relay_advantages": (rollouts,), "linear_log_probs": (log_probs,)}
 """The ops of a GRPO step beside them."""
 
 
 @contextmanager
 def by_definition(op: str) -> Iterator[None]:
     """Within, the framework runs `op` in plain PyTorch; `linear_log_probs` with all [T, V] logits at once."""
-    user = (DECODING | TRAINING)[op]
-    call: Callable[..., Any] = getattr(user, op)
+    users = (DECODING | TRAINING)[op]
+    call: Callable[..., Any] = getattr(users[0], op)
 
     def plain(*arguments: Any, **options: Any) -> Any:
         return call(*arguments, **options | {"backend": "reference"})
 
-    with patch.object(user, op, linear_log_probs_naive if op == "linear_log_probs" else plain):
+    with ExitStack() as patches:
+        for user in users:
+            patches.enter_context(patch.object(user, op, linear_log_probs_naive if op == "linear_log_probs" else plain))
         yield

@@ -1,4 +1,4 @@
-"""A small model that learns when to hand the pen to a large one, trained and served by one token-exact relay decoder.
+"""A small model that learns when to hand the pen to a large one, trained and served by one token-exact relay engine.
 
 The names below are imported on first use, so that `import relay_lightning` costs nothing.
 """
@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from relay_lightning.engine.sampling import SamplingParams
     from relay_lightning.pair import load_relay
-    from relay_lightning.relay.decoder import RelayDecoder
+    from relay_lightning.relay.engine import RelayEngine
     from relay_lightning.relay.protocol import CallProtocol
     from relay_lightning.relay.relay import Relay
-    from relay_lightning.relay.rows import RelayRequest
+    from relay_lightning.relay.requests import CallLimits, RelayRequest, RequestOutput
     from relay_lightning.types import Completion, FinishReason, Prompt, RelaySpan, TokenSource
 
 __all__ = [
+    "CallLimits",
     "CallProtocol",
     "Completion",
     "FinishReason",
     "Prompt",
     "Relay",
-    "RelayDecoder",
+    "RelayEngine",
     "RelayRequest",
     "RelaySpan",
+    "RequestOutput",
     "SamplingParams",
     "TokenSource",
     "load_relay",
@@ -35,10 +37,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "SamplingParams": "engine.sampling",
     "load_relay": "pair",
-    "RelayDecoder": "relay.decoder",
+    "RelayEngine": "relay.engine",
     "CallProtocol": "relay.protocol",
     "Relay": "relay.relay",
-    "RelayRequest": "relay.rows",
+    "CallLimits": "relay.requests",
+    "RelayRequest": "relay.requests",
+    "RequestOutput": "relay.requests",
     "Completion": "types",
     "FinishReason": "types",
     "Prompt": "types",

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+from lightning.fabric.utilities.enums import LightningEnum
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -62,6 +64,10 @@ HELP = (
 )
 for record_filter in (lambda record: "Tip:" not in record.getMessage(), escape_record):
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(record_filter)
+# A default of Lightning's Timer that PyYAML cannot write.
+yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, value: dumper.represent_str(str(value.value)))
+# Metrics of validation are summed over all processes before they are logged.
+warnings.filterwarnings("ignore", message="It is recommended to use `self.log.*sync_dist=True")
 warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of PyTorch
 
 
@@ -230,7 +236,7 @@ class RelayCLI(LightningCLI):
 
 
 class PlanCLI(RelayCLI):
-    """`plan`: takes what `fit` takes, and prints what it would need of a device's memory."""
+    """`plan`: takes what `fit` takes, and prints the memory that it would need."""
 
     def __init__(self, arguments: list[str]) -> None:
         super().__init__("fit", arguments)
@@ -242,6 +248,13 @@ class PlanCLI(RelayCLI):
             type=float | None,
             default=None,
             help="Memory to plan for, in units of 10^9 bytes (default: that of this machine's GPU, else its RAM).",
+        )
+        parser.add_argument(
+            "--mean_completion_tokens",
+            type=int | None,
+            default=None,
+            help="Mean length of a completion, for the number of rows that fit the KV blocks (default: a quarter of "
+            "max_completion_tokens, at most 1000). Prompts are taken to have a quarter of max_prompt_tokens.",
         )
 
     def _set_seed(self) -> None:
@@ -256,7 +269,7 @@ class PlanCLI(RelayCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
-        plan(config.model, config.data, config.trainer, config.device_memory_gb)
+        plan(config.model, config.data, config.trainer, config.device_memory_gb, config.mean_completion_tokens)
 
 
 def _progress_bar(settings: dict[str, Any]) -> list[Callback]:

@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from random_models import random_model
+from small_vocabulary import VOCAB_SIZE, small_protocol
 
 from relay_lightning import threads
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
+from relay_lightning.engine.sampling import SamplingParams
+from relay_lightning.relay.engine import RelayEngine
+from relay_lightning.relay.requests import RelayRequest
+from relay_lightning.types import Prompt
 
 SWITCHES = """
 import sys, time
@@ -78,12 +83,11 @@ def four_cores(monkeypatch):
 
 
 def threads_of_a_step() -> set[int]:
-    model = random_model("qwen3", 50)
-    engine, seen = LocalEngine(model), set()
+    model = random_model("qwen3", VOCAB_SIZE)
+    engine = RelayEngine(LocalModel(model), None, small_protocol())
+    request, seen = RelayRequest(Prompt(0, (4,)), SamplingParams(1), policy="teacher_free"), set()
     model.get_input_embeddings().register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
-    with engine.session():
-        engine.allocate(1, 8)
-        engine.step(torch.tensor([4]), torch.tensor([True]))
+    engine.generate([request])
     return seen
 
 

@@ -53,7 +53,7 @@ class Part:
 def parts(device: torch.device) -> dict[str, Part]:
     """All parts, in the order of what one wants to know first."""
     own = {name: ("-m", "benchmarks.gpu", "--device", device.type, "--part", name) for name in MEASURES}
-    is_small = ("--num-prompts", "4", "--num-slots", "4", "--length", "16", "--repeats", "1")
+    is_small = ("--num-prompts", "4", "--max-num-seqs", "4", "--length", "16", "--repeats", "1")
     relay_decode = ("-m", "benchmarks.bench_relay_decode", "--device", device.type)
     kernels = ("-m", "benchmarks.kernels", "--device", device.type)
     return {

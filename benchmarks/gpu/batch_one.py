@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.bench_relay_decode import EndlessEngine, greedy
+from benchmarks.bench_relay_decode import EndlessModel, greedy
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
 from benchmarks.harness import seconds
 from benchmarks.kernels.run import copy_bandwidth
 from benchmarks.kernels.target import Target
+from relay_lightning.relay.engine import RelayEngine
 from relay_lightning.relay.protocol import CallProtocol
+from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.types import Prompt
 
 BARS = {"1.7B": 60.0, "0.6B": 45.0, "8B": 70.0}
 """Per cent of the ceiling, by model; in the order they are measured in."""
-STEPS_PER_LOOK = 16
+STEPS_PER_SYNC = 16
 REPEATS = 3
 PROMPT_TOKENS = 16
 
@@ -73,11 +74,12 @@ def relay_way(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scale: Scale, *, cuda_graphs: bool = True
 ) -> Callable[[], object]:
     protocol = CallProtocol().compile(tokenizer, model.config.vocab_size)
-    decoder = RelayDecoder(
-        EndlessEngine(model), None, protocol, num_slots=1, steps_per_look=STEPS_PER_LOOK, cuda_graphs=cuda_graphs
+    engine = RelayEngine(
+        EndlessModel(model), None, protocol, max_num_seqs=1, steps_per_sync=STEPS_PER_SYNC, cuda_graphs=cuda_graphs
     )
-    request = RelayRequest(Prompt(0, tuple(range(8, 8 + PROMPT_TOKENS))))
-    return lambda: decoder.generate([request], greedy(scale.batch_one_tokens), policy="teacher_free")
+    prompt = Prompt(0, tuple(range(8, 8 + PROMPT_TOKENS)))
+    request = RelayRequest(prompt, greedy(scale.batch_one_tokens), policy="teacher_free")
+    return lambda: engine.generate([request])
 
 
 def generate_way(model: PreTrainedModel, scale: Scale) -> Callable[[], object]:

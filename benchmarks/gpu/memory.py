@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.bare_rows import BareRows
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
-from benchmarks.gpu.steps import run_steps
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.models.architecture import recompute_activations
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import LoRASettings, add_lora
@@ -30,7 +30,7 @@ from relay_lightning.objectives.grpo import grpo_loss
 from relay_lightning.types import TokenSource, TrainBatch
 
 LIMIT_BYTES = 24_000_000_000
-NUM_SLOTS = 8
+NUM_ROWS = 8
 CHUNK_TOKENS = 128
 PROMPT_TOKENS = 16
 NUM_STEPS = 3
@@ -71,7 +71,7 @@ def _at_lengths(
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer, device = torch.optim.AdamW(trained, lr=LEARNING_RATE), scale.device
     for length in lengths:
-        figures: dict[str, Any] = {**names, "completion_tokens": length, "num_slots": NUM_SLOTS}
+        figures: dict[str, Any] = {**names, "completion_tokens": length, "num_rows": NUM_ROWS}
         try:
             figures["decode_peak_bytes"] = _peak_bytes(partial(_decode, student, teacher, length, device), device)
             figures["update_peak_bytes"] = _peak_bytes(partial(_update, student, optimizer, length, device), device)
@@ -112,19 +112,16 @@ def _load(scale: Scale, name: str, settings: LoadSettings) -> Any:
 
 
 def _decode(student: Any, teacher: Any, length: int, device: torch.device) -> None:
-    """A chunk and a step of each model over slots that are full but for those; the caches of both live together."""
-    engines = [LocalEngine(model, max_context=length + PROMPT_TOKENS) for model in (student, teacher)]
-    slots = torch.arange(NUM_SLOTS, device=device)
+    """A chunk and a step of each model over rows that are full but for those; the caches of both live together."""
+    models = [LocalModel(model, max_context=length + PROMPT_TOKENS) for model in (student, teacher)]
+    caches = [BareRows(model, NUM_ROWS, length + PROMPT_TOKENS, cuda_graphs=True) for model in models]
     width = min(CHUNK_TOKENS, length - NUM_STEPS)
-    for engine in engines:
-        with engine.session(), torch.autocast(device.type, torch.bfloat16):
-            engine.allocate(NUM_SLOTS, length + PROMPT_TOKENS)
-            start = length + PROMPT_TOKENS - width - NUM_STEPS
-            engine.truncate(slots, torch.full_like(slots, start))
-            engine.tighten(start)
-            engine.extend(slots, torch.zeros(NUM_SLOTS, width, dtype=torch.int64, device=device), slots * 0 + width)
-            tokens, is_active = torch.zeros_like(slots), torch.ones_like(slots, dtype=torch.bool)
-            run_steps(engine, partial(engine.step, tokens, is_active), NUM_STEPS)
+    tokens = torch.zeros(NUM_ROWS, width, dtype=torch.int64, device=device)
+    for model, rows in zip(models, caches, strict=True):
+        with model.session() as forward, torch.autocast(device.type, torch.bfloat16):
+            rows.reset(length + PROMPT_TOKENS - width - NUM_STEPS)
+            rows.extend(forward, tokens)
+            rows.decode(forward, tokens[:, 0].clone(), NUM_STEPS)
 
 
 def _update(student: Any, optimizer: torch.optim.Optimizer, length: int, device: torch.device) -> None:

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from relay_lightning.relay.decoder import RelayRequest
 
-from benchmarks.bench_relay_decode import EndlessEngine, Setup, greedy, relay_run, released_run
+from benchmarks.bare_rows import BareRows
+from benchmarks.bench_relay_decode import EndlessModel, Setup, greedy, relay_run, released_run
 from benchmarks.gpu.scale import Scale, bar, text_tokenizer
-from benchmarks.gpu.steps import run_steps
 from benchmarks.harness import seconds
 from benchmarks.released_way import Conversation
 from relay_lightning.data.chat_template import make_prompt
+from relay_lightning.relay.requests import CallLimits, sample_requests
 from relay_lightning.tiny.task import generate_problems
 
 STUDENT, TEACHER = "1.7B", "8B"
@@ -38,7 +38,7 @@ def measure(scale: Scale) -> Iterator[dict[str, Any]]:
             make_prompt(tokenizer, index, problem.question)
             for index, problem in enumerate(generate_problems("test", scale.num_completions, seed=0))
         ],
-        scale.num_slots,
+        scale.max_num_seqs,
         repeats=1,
     )
     _warm_up(setup, scale)
@@ -48,23 +48,23 @@ def measure(scale: Scale) -> Iterator[dict[str, Any]]:
 
 def _warm_up(setup: Setup, scale: Scale) -> None:
     """A short run of everything that the relay launches."""
-    few = replace(setup, prompts=setup.prompts[: scale.num_slots])
+    few = replace(setup, prompts=setup.prompts[: scale.max_num_seqs])
     scripts = few.scripts(1, scale.call_tokens, scale.released_tokens)
-    relay_run(few, few.decoder(EndlessEngine), scripts, scale.released_tokens)()
+    relay_run(few, few.engine(EndlessModel), scripts, scale.released_tokens)()
 
 
 def _against_the_student_alone(setup: Setup, scale: Scale) -> Iterator[dict[str, Any]]:
-    decoder, length = setup.decoder(EndlessEngine), scale.completion_tokens
-    work = {"num_completions": scale.num_completions, "num_slots": scale.num_slots, "completion_tokens": length}
+    engine, length = setup.engine(EndlessModel), scale.completion_tokens
+    work = {"num_completions": scale.num_completions, "max_num_seqs": scale.max_num_seqs, "completion_tokens": length}
     num_tokens = scale.num_completions * length
-    requests = [RelayRequest(prompt) for prompt in setup.prompts]
-    alone_s = seconds(lambda: decoder.generate(requests, greedy(length), max_calls=0), setup.device)
+    requests = sample_requests(setup.prompts, greedy(length), limits=CallLimits(max_calls=0))
+    alone_s = seconds(lambda: engine.generate(requests), setup.device)
     yield {**work, "way": "student alone", "seconds": alone_s, "tokens_per_s": num_tokens / alone_s}
     teacher_s = seconds(lambda: _teacher_by_itself(setup, scale), setup.device)
     yield {**work, "way": "teacher's share alone", "seconds": teacher_s}
     scripts = setup.scripts(scale.num_calls, scale.call_tokens, length)
-    relay_s = seconds(relay_run(setup, decoder, scripts, length), setup.device)
-    stats = decoder.stats
+    relay_s = seconds(relay_run(setup, engine, scripts, length), setup.device)
+    stats = engine.stats
     share = (alone_s + teacher_s) / relay_s
     yield {
         **work,
@@ -84,32 +84,29 @@ def _against_the_student_alone(setup: Setup, scale: Scale) -> Iterator[dict[str,
 
 def _teacher_by_itself(setup: Setup, scale: Scale) -> None:
     """The teacher reads as many contexts as there are completions, whole, and writes its tokens, all in one batch."""
-    engine = EndlessEngine(setup.teacher)
+    model, num_rows = EndlessModel(setup.teacher), scale.max_num_seqs
     num_context = len(setup.prompts[0].token_ids) + scale.completion_tokens
-    slots = torch.arange(scale.num_slots, device=setup.device)
-    is_active, token = torch.ones_like(slots, dtype=torch.bool), torch.full_like(slots, 8)
     num_tokens = scale.num_calls * scale.call_tokens
-    with engine.session():
-        engine.allocate(scale.num_slots, num_context + num_tokens)
-        for _ in range(-(-scale.num_completions // scale.num_slots)):
-            engine.truncate(slots, torch.zeros_like(slots))
-            engine.tighten(0)
-            for start in range(0, num_context, PREFILL_TOKENS):
-                width = min(PREFILL_TOKENS, num_context - start)
-                ids = torch.full((scale.num_slots, width), 8, device=setup.device)
-                engine.extend(slots, ids, torch.full_like(slots, width))
-            run_steps(engine, lambda: token.copy_(engine.step(token, is_active).argmax(-1)), num_tokens)
+    rows = BareRows(model, num_rows, num_context + num_tokens, cuda_graphs=True)
+    ids = torch.full((num_rows, num_context), 8, device=setup.device)
+    token = ids[:, 0].clone()
+    with model.session() as forward:
+        for _ in range(-(-scale.num_completions // num_rows)):
+            rows.reset()
+            for chunk in ids.split(PREFILL_TOKENS, dim=1):
+                rows.extend(forward, chunk)
+            rows.decode(forward, token, num_tokens)
 
 
 def _against_the_released_way(setup: Setup, scale: Scale) -> Iterator[dict[str, Any]]:
     """One batch of shorter completions by both ways."""
-    setup, length = replace(setup, prompts=setup.prompts[: scale.num_slots]), scale.released_tokens
+    setup, length = replace(setup, prompts=setup.prompts[: scale.max_num_seqs]), scale.released_tokens
     scripts = setup.scripts(1, max(1, length // 100), length)
-    decoder, rows = setup.decoder(EndlessEngine), list[Conversation]()
-    relay_s = seconds(relay_run(setup, decoder, scripts, length), setup.device)
-    rate = decoder.stats.num_tokens / relay_s
-    work = {"num_completions": len(setup.prompts), "num_slots": scale.num_slots, "completion_tokens": length}
-    yield {**work, "way": "relay", "seconds": relay_s, "tokens_per_s": rate, "num_calls": decoder.stats.num_calls}
+    engine, rows = setup.engine(EndlessModel), list[Conversation]()
+    relay_s = seconds(relay_run(setup, engine, scripts, length), setup.device)
+    rate = engine.stats.num_tokens / relay_s
+    work = {"num_completions": len(setup.prompts), "max_num_seqs": scale.max_num_seqs, "completion_tokens": length}
+    yield {**work, "way": "relay", "seconds": relay_s, "tokens_per_s": rate, "num_calls": engine.stats.num_calls}
     # An end that nobody writes: without any, Transformers lets a row that has called write on beside the others.
     run_released = released_run(setup, scripts, length, setup.tokenizer.eos_token_id, rows)
     released_s = seconds(run_released, setup.device)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from relay_lightning.models.loading import load_config, load_tokenizer
 
 GIB = 1 << 30
-ROOM_OF_256_SLOTS = 120 * GIB
-"""Device memory that holds 256 slots of 1,024 tokens in 1.7B and 8B, beside both models."""
+ROOM_OF_256_ROWS = 120 * GIB
+"""Device memory that holds the keys and values of 256 rows of 1,024 tokens in 1.7B and 8B, beside both models."""
 
 BAR_TOKENS = 4096
 """Completion tokens of a step that has to fit 24 GB."""
@@ -26,7 +26,7 @@ class Scale:
     """Whether the shapes are those of the bars."""
     batch_one_tokens: int
     num_completions: int
-    num_slots: int
+    max_num_seqs: int
     completion_tokens: int
     num_calls: int
     call_tokens: int
@@ -44,7 +44,7 @@ class Scale:
     def of(cls, device: torch.device) -> Scale:
         if device.type == "cpu":
             return cls(device, False, 8, 6, 4, 48, 1, 2, 48, (32, 64))
-        has_room = torch.cuda.get_device_properties(device).total_memory >= ROOM_OF_256_SLOTS
+        has_room = torch.cuda.get_device_properties(device).total_memory >= ROOM_OF_256_ROWS
         lengths = (1024, 2048, 4096, 8192, 16384)
         return cls(device, True, 256, 256, 256 if has_room else 128, 1024, 2, 5, 256, lengths)
 

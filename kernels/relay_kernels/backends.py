@@ -136,6 +136,11 @@ def choose_backend_for(
     return choose_backend(op, backend, first.device, why_not=why_not, no_native=no_native, no_flash=no_flash)
 
 
+def are_fake(first: Tensor, *others: Tensor | None) -> bool:
+    """Returns True for fake tensors of one dtype, of which a fast backend would make nothing but its outputs."""
+    return isinstance(first, FakeTensor) and all(other is None or other.dtype is first.dtype for other in others)
+
+
 def _why_not_dtype(dtypes: tuple[torch.dtype, ...], dtype: torch.dtype, name: str) -> str | None:
     return None if dtype in dtypes else f"its dtypes are {', '.join(map(str, dtypes))}, not {dtype} ({name})"
 

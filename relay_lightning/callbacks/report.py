@@ -7,7 +7,7 @@ import json
 import time
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ from relay_lightning.evaluation.summary import (
 from relay_lightning.files import write_atomically
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.settings import LoadSettings
-from relay_lightning.pair import local_engine
+from relay_lightning.pair import local_model
 from relay_lightning.processes import gather_in_turn
-from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.engine import RelayEngine
 from relay_lightning.relay.relay_config import AUTO, CallLimit
+from relay_lightning.relay.requests import CallLimits
 from relay_lightning.terminal import one_line
 from relay_lightning.types import Prompt
 
@@ -178,7 +179,7 @@ class Report(Callback):
         """This process's share of the prompts."""
         own = prompts[trainer.global_rank :: trainer.world_size]
         return HeldOut(
-            pl_module.decoder,
+            pl_module.engine,
             own,
             pl_module.max_completion_tokens,
             self._limits(pl_module),
@@ -190,16 +191,22 @@ class Report(Callback):
         if self.base_student is None or self.base_student == pl_module.student_name:
             return None
         loading = self.base_student_loading or pl_module.student_loading
-        engine = local_engine(load_model(self.base_student, None, loading, pl_module.device), pl_module.tokenizer)
-        decoder = held_out.decoder
-        alone = RelayDecoder(
-            engine, None, decoder.protocol, num_slots=decoder.num_slots, cuda_graphs=decoder.cuda_graphs
+        model = local_model(load_model(self.base_student, None, loading, pl_module.device), pl_module.tokenizer)
+        engine = held_out.engine
+        alone = RelayEngine(
+            model,
+            None,
+            engine.protocol,
+            max_num_seqs=engine.max_num_seqs,
+            kv_cache_gb=engine.kv_cache_gb,
+            block_size=engine.block_size,
+            cuda_graphs=engine.cuda_graphs,
         )
-        return replace(held_out, decoder=alone)
+        return replace(held_out, engine=alone)
 
-    def _limits(self, pl_module: LightningModule) -> dict[str, Any]:
-        limits = dict(pl_module.call_limits)
-        return limits if self.max_call_tokens == AUTO else limits | {"max_call_tokens": self.max_call_tokens}
+    def _limits(self, pl_module: LightningModule) -> CallLimits:
+        limits: CallLimits = pl_module.call_limits
+        return limits if self.max_call_tokens == AUTO else replace(limits, max_call_tokens=self.max_call_tokens)
 
     def _identity(self, pl_module: LightningModule, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """What the figures from before depend on."""
@@ -212,16 +219,16 @@ class Report(Callback):
             "prompts": hashlib.sha256(text.encode()).hexdigest(),
             "max_completion_tokens": pl_module.max_completion_tokens,
             "sampled": self.sampled,
-            **self._limits(pl_module),
+            **asdict(self._limits(pl_module)),
         }
 
 
 def model_digests(pl_module: LightningModule) -> dict[str, str | None]:
     """Identity of the weights that are measured."""
-    student, teacher = pl_module.decoder.student, pl_module.decoder.teacher
+    student, teacher = pl_module.engine.student, pl_module.engine.teacher
     return {
         "student_weights": weights_digest(student.model),
-        "teacher_weights": None if teacher is None else weights_digest(teacher.model),
+        "teacher_weights": None if teacher is None else weights_digest(teacher.model.model),
     }
 
 

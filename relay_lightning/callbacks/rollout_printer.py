@@ -45,7 +45,7 @@ class RolloutPrinter(Callback):
             return
         self._printed_step = step
         group = max(pl_module.last_groups, key=_num_callers)
-        token_bytes = pl_module.decoder.protocol.token_bytes
+        token_bytes = pl_module.engine.protocol.token_bytes
         shown = render_group(
             group, step, token_bytes, self.num_rollouts, marks_teacher=not has_colour(progress.console)
         )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -29,12 +30,13 @@ from relay_lightning.data.presets import resolve_source
 from relay_lightning.data.prompt_limits import context_limit, drop_long_prompts
 from relay_lightning.data.records import Problem, load_problems
 from relay_lightning.data.source import SourceMapping
+from relay_lightning.engine.kv_budget import KVCacheGB
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import evaluate
 from relay_lightning.files import locked_file, write_atomically
 from relay_lightning.models.loading import load_config, load_model, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.pair import build_decoder
+from relay_lightning.pair import build_engine
 from relay_lightning.terminal import print_line
 
 JudgeProblems = Callable[[Sequence[Problem]], list["Counts"]]
@@ -76,7 +78,8 @@ def filter_(
     threshold: float = 0.5,
     temperature: float = 0.7,
     max_completion_tokens: int = 192,
-    num_slots: int = 128,
+    max_num_seqs: int = 128,
+    kv_cache_gb: KVCacheGB = "auto",
     problems_per_batch: int = 64,
     seed: int = 0,
 ) -> None:
@@ -97,7 +100,8 @@ def filter_(
         threshold: share of correct samples from which on a problem is kept.
         temperature: of the samples.
         max_completion_tokens: budget of a sample.
-        num_slots: samples decoded together.
+        max_num_seqs: samples decoded at once, at most.
+        kv_cache_gb: memory for keys and values in GB; `auto` takes most of what is free.
         problems_per_batch: problems judged together; an interruption loses at most so many.
         seed: of the samples, and of the embedded world's problems.
     """
@@ -123,7 +127,8 @@ def filter_(
             max_completion_tokens,
             seed,
         )
-        rates = measure_rates(file, Path(output), problems, settings, day, num_slots, problems_per_batch)
+        load_judge = partial(teacher_judge, settings, day, max_num_seqs, kv_cache_gb)
+        rates = measure_rates(file, Path(output), problems, settings, day, load_judge, problems_per_batch)
     kept = keep_rows(rates, threshold)
     require_own_output(Path(output), rates)
     write_atomically(Path(output), output_text(kept))
@@ -138,7 +143,7 @@ def measure_rates(
     problems: Sequence[Problem],
     settings: FilterSettings,
     day: date,
-    num_slots: int,
+    load_judge: Callable[[], JudgeProblems],
     problems_per_batch: int,
 ) -> list[dict[str, Any]]:
     """The row of every problem; those that are in the `file` OUTPUT.pass_rates already are not measured again.
@@ -149,8 +154,7 @@ def measure_rates(
     rates = read_rates(Path(f"{output}.pass_rates"), plain_settings, problems)
     require_own_output(output, rates)
     if rest := problems[len(rates) :]:
-        judge = teacher_judge(settings, num_slots, day)
-        for rows in judge_in_batches(rest, judge, settings, problems_per_batch):
+        for rows in judge_in_batches(rest, load_judge(), settings, problems_per_batch):
             append_rates(file, plain_settings, day, rows)
             rates += rows
     return rates
@@ -173,19 +177,19 @@ def with_short_prompts(
     return [problem for problem in problems if problem.problem_id in kept]
 
 
-def teacher_judge(settings: FilterSettings, num_slots: int, day: date) -> JudgeProblems:
+def teacher_judge(settings: FilterSettings, day: date, max_num_seqs: int, kv_cache_gb: KVCacheGB) -> JudgeProblems:
     """Judges by decoding with the teacher alone; a sample depends on its problem and the seed, not on its batch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(settings.teacher, settings.teacher_loading)
     model = load_model(settings.teacher, None, settings.teacher_loading, device)
-    # The one model alone is the decoder's student; it is never offered a call.
-    decoder = build_decoder(model, tokenizer, num_slots=num_slots)
+    # The one model alone is the engine's student; it is never offered a call.
+    engine = build_engine(model, tokenizer, max_num_seqs=max_num_seqs, kv_cache_gb=kv_cache_gb)
     sampling = SamplingParams(settings.max_completion_tokens, settings.temperature)
 
     def judge(problems: Sequence[Problem]) -> list[Counts]:
         prompts = [make_prompt(tokenizer, row.problem_id, row.question, row.answer, day) for row in problems]
         result = evaluate(
-            decoder, prompts, sampling, "teacher_free", seed=settings.seed, num_samples=settings.num_samples
+            engine, prompts, sampling, "teacher_free", seed=settings.seed, num_samples=settings.num_samples
         )
         samples = iter(result.completions)
         grouped = [list(islice(samples, settings.num_samples)) for _ in problems]

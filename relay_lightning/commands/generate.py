@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from rich.console import Console
+from rich.segment import Segments
+from rich.text import Text
 
 from relay_lightning.commands.parser import run_function
+from relay_lightning.data.chat_template import encode_prompt, make_prompt
+from relay_lightning.data.prompt_limits import context_limit
 from relay_lightning.engine.sampling import SamplingParams
-from relay_lightning.evaluation.transcript import has_colour, transcript
+from relay_lightning.evaluation.transcript import Transcriber, has_colour
+from relay_lightning.models.loading import load_config, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.pair import load_relay
+from relay_lightning.pair import load_relay, needs_bridge
 from relay_lightning.relay.relay_config import AUTO, CallLimit
+from relay_lightning.relay.text_stream import Piece
 from relay_lightning.types import Completion
 
 QUESTION = "Tom takes 5 pobu and 4 tana. What does Tom pay in coins?"
@@ -35,7 +43,9 @@ def generate(
     eos_policy: Literal["finish", "return", "auto"] = AUTO,
     seed: int = 0,
 ) -> None:
-    """Answers a question; the teacher's tokens are in colour, the commands that asked for them dimmed.
+    """Answers a question, and prints the answer as it is written.
+
+    The teacher's tokens are in colour, the commands that asked for them dimmed.
 
     What is not given is taken from the student's `relay_config.json`, if it has one. `[3 of 9]` behind a command says
     that 3 of the 9 tokens it asked for were delivered.
@@ -57,10 +67,12 @@ def generate(
             which takes the student's, else `finish`.
         seed: of the samples.
     """
+    policy = "teacher_free" if teacher is None else policy
+    _require_room(question, student, student_loading, teacher if policy != "teacher_free" else None, teacher_loading)
     relay = load_relay(
         student=student,
         teacher=teacher,
-        num_slots=1,
+        max_num_seqs=1,
         student_loading=student_loading,
         teacher_loading=teacher_loading,
     )
@@ -68,19 +80,47 @@ def generate(
     sampling = replace(
         relay.config.sampling or SAMPLING, **{name: value for name, value in given.items() if value is not None}
     )
-    (answer,) = relay.generate(
-        [question],
+    pieces = relay.stream(
+        question,
         sampling,
-        policy="teacher_free" if teacher is None else policy,
+        policy=policy,
         max_calls=max_calls,
         max_call_tokens=max_call_tokens,
         eos_policy=eos_policy,
         seed=seed,
     )
-    console = Console(highlight=False, soft_wrap=True)
-    token_bytes = relay.decoder.protocol.token_bytes
-    console.print(transcript(answer, token_bytes, marks_teacher=not has_colour(console)))
+    answer = print_pieces(pieces, Console(highlight=False))
     Console(stderr=True, highlight=False, soft_wrap=True).print(summary_line(answer), style="dim", markup=False)
+
+
+def print_pieces(pieces: Iterator[Piece], console: Console) -> Completion:
+    """Prints the pieces of an answer as they come, and returns the answer."""
+    transcriber = Transcriber(marks_teacher=not has_colour(console))
+
+    def show(text: Text) -> None:
+        # A `Text` would have its tabs expanded and its lines stripped, each piece by itself.
+        console.print(Segments(text.render(console)), end="", soft_wrap=True)
+
+    for piece in pieces:
+        if piece.span is not None:
+            show(transcriber.note(piece.span))
+        show(transcriber.write(piece.text, piece.author))
+    show(transcriber.end_run().append("\n"))
+    assert piece.completion is not None
+    return piece.completion
+
+
+def _require_room(
+    question: str, student: str, student_loading: LoadSettings, teacher: str | None, teacher_loading: LoadSettings
+) -> None:
+    """Raises ValueError, before weights are loaded, for a question that leaves no room in the context of a model."""
+    tokenizer = load_tokenizer(student, student_loading)
+    prompt = make_prompt(tokenizer, 0, question)
+    context_limit("student", load_config(student, student_loading)).require(prompt)
+    if teacher is not None:
+        reader = load_tokenizer(teacher, teacher_loading)
+        encode = partial(encode_prompt, reader) if needs_bridge(tokenizer, reader) else None
+        context_limit("teacher", load_config(teacher, teacher_loading), encode).require(prompt)
 
 
 def summary_line(answer: Completion) -> str:

@@ -1,4 +1,4 @@
-"""`plan`: what a configuration needs of a device's memory, before anything is loaded; and `fit`'s look at it."""
+"""`plan`: estimates the memory that a configuration needs before anything is loaded; and the check that `fit` makes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from relay_lightning.commands.workload import GB, own_memory_bytes, plans_for_gpu, read_workload
-from relay_lightning.memory.advice import USABLE_SHARE, advise, fits
-from relay_lightning.memory.plan import MemoryPlan, Workload, plan_memory
-from relay_lightning.modules.base import AUTO_SLOTS, RelayModule
+from relay_lightning.commands.workload import own_memory_bytes, plans_for_gpu, read_workload
+from relay_lightning.engine.kv_budget import CPU_SHARE, GB
+from relay_lightning.memory.advice import advise, fits
+from relay_lightning.memory.plan import USABLE_SHARE, MemoryPlan, kv_demand, plan_memory
+from relay_lightning.memory.workload import Workload
+from relay_lightning.modules.base import RelayModule
 from relay_lightning.terminal import one_line
 
 PARTS = {
@@ -30,51 +32,57 @@ PARTS = {
     "head_workspace": "log-probabilities, beside them",
     "optimizer_workspace": "optimiser step, beside its state",
 }
+MEAN_DIVISOR, MOST_MEAN_TOKENS = 4, 1000
+"""A mean row is taken to have a quarter of the longest prompt and of the longest completion, at most 1,000 tokens."""
 OnMisfit = Literal["stop", "warn", "off"]
-"""What `fit` does when the plan says that the run does not fit; `off` does not plan."""
+"""What `fit` does with a run that does not fit; `off` does not plan."""
 
 
-def plan(module: RelayModule, data: Any, trainer: Mapping[str, Any], device_memory_gb: float | None) -> None:
+def plan(
+    module: RelayModule,
+    data: Any,
+    trainer: Mapping[str, Any],
+    device_memory_gb: float | None,
+    mean_completion_tokens: int | None = None,
+) -> None:
     """Prints the plan of a run. Raises RuntimeError, saying what to change, if the device is too small."""
     is_gpu = plans_for_gpu(trainer, device_memory_gb)
     memory_bytes = own_memory_bytes(is_gpu) if device_memory_gb is None else device_memory_gb * GB
     workload = read_workload(module, data, trainer, "cuda" if is_gpu else "cpu", memory_bytes)
+    mean_tokens = mean_lengths(workload, mean_completion_tokens)
     planned = plan_memory(workload)
     Console(highlight=False).print(plan_table(planned, workload))
-    if module.num_slots == AUTO_SLOTS:
-        print(f"num_slots: {AUTO_SLOTS} is {workload.num_slots}")
-    if misfit := describe_misfit(planned, workload, memory_bytes, trainer["accumulate_grad_batches"]):
+    print(kv_sentence(planned, workload))
+    print(rows_sentence(planned, workload, *mean_tokens))
+    if misfit := describe_misfit(planned, workload, trainer["accumulate_grad_batches"]):
         raise RuntimeError(misfit)
     print(f"fits: {peak_sentence(planned, memory_bytes)}")
 
 
 def plan_run(module: RelayModule, data: Any, trainer: Trainer, on_misfit: OnMisfit | None) -> None:
-    """What `fit` and its kin do before weights are loaded: `num_slots: auto` gets its number, and a misfit is said.
+    """Plans a run before `fit` loads weights. On a GPU `kv_cache_gb: auto` becomes the planned number.
 
     on_misfit: None stops on a GPU and does not plan on a CPU, nor for a run that cannot be planned for. Raises
     RuntimeError for a run that does not fit and is to stop.
     """
     is_gpu = trainer.strategy.root_device.type == "cuda"
-    is_planned = on_misfit in ("stop", "warn") or (on_misfit is None and is_gpu)
-    if not is_planned and module.num_slots != AUTO_SLOTS:
+    if on_misfit == "off" or (on_misfit is None and not is_gpu):
         return
     memory_bytes, settings = own_memory_bytes(is_gpu), run_settings(trainer)
     try:
         workload = read_workload(module, data, settings, trainer.strategy.root_device.type, memory_bytes)
         planned = plan_memory(workload)
     except (ValueError, RuntimeError) as error:  # what cannot be planned may still run
-        if on_misfit is not None or module.num_slots == AUTO_SLOTS:
+        if on_misfit is not None:
             raise
         rank_zero_warn(one_line(f"The memory of this run is not planned: {error}"))
         return
-    if module.num_slots == AUTO_SLOTS:
-        module.num_slots = workload.num_slots
-        rank_zero_info(f"num_slots: {AUTO_SLOTS} is {workload.num_slots}")
-    if not is_planned:
-        return
-    misfit = describe_misfit(planned, workload, memory_bytes, settings["accumulate_grad_batches"])
+    misfit = describe_misfit(planned, workload, settings["accumulate_grad_batches"])
     if misfit and on_misfit != "warn":
         raise RuntimeError(f"{misfit} To try it all the same: --plan warn.")
+    rank_zero_info(kv_sentence(planned, workload))
+    if is_gpu and module.kv_cache_gb == "auto":
+        module.kv_cache_gb = planned.kv.kv_cache_gb
     if misfit:
         rank_zero_warn(misfit)
     else:
@@ -82,7 +90,7 @@ def plan_run(module: RelayModule, data: Any, trainer: Trainer, on_misfit: OnMisf
 
 
 def run_settings(trainer: Trainer) -> dict[str, Any]:
-    """What a plan needs to know of a trainer, under the names of its configuration."""
+    """Returns what a plan needs to know of a trainer, under the names of its configuration."""
     return {
         "precision": trainer.precision,
         "strategy": trainer.strategy,
@@ -92,27 +100,66 @@ def run_settings(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def describe_misfit(planned: MemoryPlan, workload: Workload, memory_bytes: float, num_micro_batches: int) -> str | None:
-    """What to change about a run that does not fit; None for one that does."""
+def describe_misfit(planned: MemoryPlan, workload: Workload, num_micro_batches: int) -> str | None:
+    """Returns a sentence that says what to change about a run that does not fit; None for one that does."""
+    memory_bytes = workload.memory_bytes
     if fits(planned, memory_bytes):
         return None
-    advice = advise(workload, planned, memory_bytes, num_micro_batches)
+    advice = advise(workload, planned, num_micro_batches)
     remedy = ", ".join(f"{key}: {value}" for key, value in advice.changes.items()) or "no change that is known"
     outcome = "it would fit" if fits(advice.plan, memory_bytes) else "even then it would not fit"
     return (
         f"The run does not fit: {peak_sentence(planned, memory_bytes)}, of which {USABLE_SHARE:.0%} can be used. "
         f"With {remedy} {outcome}: {advice.plan.peak / GB:.2f} GB. Lower model.max_completion_tokens (now "
-        f"{workload.num_completion_tokens}) and data.max_prompt_tokens shrink all but the weights."
+        f"{workload.num_completion_tokens}) and data.max_prompt_tokens shrink all but the weights; keys and values "
+        f"take at least {kv_demand(workload).gb_for(1):g} GB, one row of {workload.longest_row} tokens."
     )
 
 
 def peak_sentence(planned: MemoryPlan, memory_bytes: float) -> str:
-    """The figure that a plan comes to."""
+    """Returns the peak of a plan beside the memory there is."""
     return f"peak {planned.peak / GB:.2f} GB of {memory_bytes / GB:.2f} GB"
 
 
+def kv_sentence(planned: MemoryPlan, workload: Workload) -> str:
+    """Returns the KV memory of a plan and the number of its blocks."""
+    kv, setting = planned.kv, str(workload.kv_cache_gb)
+    if workload.kv_cache_gb == "auto" and workload.device_type == "cpu":
+        setting += f", at most {CPU_SHARE:.0%} of all memory"
+    return (
+        f"keys and values: {kv.num_bytes / GB:.2f} GB (kv_cache_gb: {setting}), {kv.num_blocks} blocks of "
+        f"{kv.block_size} tokens for each model"
+    )
+
+
+def rows_sentence(planned: MemoryPlan, workload: Workload, num_prompt_tokens: int, num_completion_tokens: int) -> str:
+    """Returns how many rows of the longest and of a mean length the blocks hold."""
+    longest, mean = workload.longest_row, num_prompt_tokens + num_completion_tokens
+    return (
+        f"they hold {planned.kv.num_rows(longest)} rows of the longest length ({longest} tokens), or "
+        f"{planned.kv.num_rows(mean)} of a mean length ({num_prompt_tokens} + {num_completion_tokens} tokens: a quarter"
+        f" of data.max_prompt_tokens, and --mean_completion_tokens); max_num_seqs: {workload.max_num_seqs}"
+    )
+
+
+def mean_lengths(workload: Workload, mean_completion_tokens: int | None) -> tuple[int, int]:
+    """Returns the tokens of a mean prompt and of a mean completion.
+
+    Raises ValueError for a mean completion that is longer than the longest or empty.
+    """
+    longest = workload.num_completion_tokens
+    if mean_completion_tokens is None:
+        mean_completion_tokens = min(MOST_MEAN_TOKENS, max(1, longest // MEAN_DIVISOR))
+    if not 1 <= mean_completion_tokens <= longest:
+        raise ValueError(
+            f"mean_completion_tokens must be from 1 to model.max_completion_tokens, {longest}, not "
+            f"{mean_completion_tokens}."
+        )
+    return max(1, workload.num_prompt_tokens // MEAN_DIVISOR), mean_completion_tokens
+
+
 def plan_table(planned: MemoryPlan, workload: Workload) -> Table:
-    """Parts, then phases, in GB."""
+    """Returns the parts of a plan, then the peak of each phase, in GB."""
     title = f"{workload.student.name} with {getattr(workload.teacher, 'name', 'no teacher')}"
     table = Table("what", "GB", title=Text(one_line(title)))
     table.columns[1].justify = "right"

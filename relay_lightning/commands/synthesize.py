@@ -20,13 +20,14 @@ from relay_lightning.data.prompt_limits import context_limit, drop_long_prompts
 from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
+from relay_lightning.engine.kv_budget import KVCacheGB
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.files import new_file, write_atomically
 from relay_lightning.json_lines import json_line
 from relay_lightning.models.loading import load_config, load_tokenizer, load_untrained
 from relay_lightning.models.settings import DEFAULT, LoadSettings
 from relay_lightning.modules.self_samples import draw_self_samples, fingerprint
-from relay_lightning.pair import build_decoder, local_engine
+from relay_lightning.pair import build_engine, local_model
 from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.terminal import print_line
 from relay_lightning.types import Prompt
@@ -45,7 +46,8 @@ def synthesize(
     max_commands: int = MAX_COMMANDS,
     max_digit_exponent: int = MAX_DIGIT_EXPONENT,
     command_free_share: float = 0.25,
-    num_slots: int = 128,
+    max_num_seqs: int = 128,
+    kv_cache_gb: KVCacheGB = "auto",
     seed: int = 0,
 ) -> None:
     """Samples completions from the student alone, and writes commands into them.
@@ -68,7 +70,8 @@ def synthesize(
         max_commands: commands in one completion at most.
         max_digit_exponent: a command asks for d * 10^k tokens, d in 1..9, k in 0..this.
         command_free_share: share of completions without a command.
-        num_slots: completions decoded together.
+        max_num_seqs: completions decoded at once, at most.
+        kv_cache_gb: memory for keys and values in GB; `auto` takes most of what is free.
         seed: of the samples, the commands, and the embedded world's problems.
     """
     problems = load_problems(data, num_problems=num_problems, seed=seed)
@@ -88,14 +91,14 @@ def synthesize(
                 sampling,
                 samples_per_prompt=samples_per_prompt,
                 seed=seed,
-                eos_token_ids=local_engine(model, tokenizer).eos_token_ids,
+                eos_token_ids=local_model(model, tokenizer).eos_token_ids,
             )
             path = reserved.enter_context(new_file(Path(cache_dir) / f"{identity}.jsonl"))
-        decoder = build_decoder(model.to(device), tokenizer, num_slots=num_slots)
-        decoder.protocol.spell(1)  # raises before anything is decoded
+        engine = build_engine(model.to(device), tokenizer, max_num_seqs=max_num_seqs, kv_cache_gb=kv_cache_gb)
+        engine.protocol.spell(1)  # raises before anything is decoded
         with progress.display(), progress.work("sampling", len(prompts) * samples_per_prompt, "completions") as work:
             samples = draw_self_samples(
-                decoder,
+                engine,
                 prompts,
                 sampling,
                 samples_per_prompt=samples_per_prompt,
@@ -103,7 +106,7 @@ def synthesize(
                 on_progress=work.update,
             )
         settings = CommandSettings(max_commands, max_digit_exponent, command_free_share)
-        rows = sample_rows(prompts, samples, settings, tokenizer, decoder.protocol, seed)
+        rows = sample_rows(prompts, samples, settings, tokenizer, engine.protocol, seed)
         write_atomically(path, "".join(map(json_line, rows)))
     print_line(f"{len(samples)} completions: {path}")
 

@@ -62,6 +62,16 @@ class PagedKVCache:
         self.num_attended = 0
         """Layers of the announced pass that have attended."""
 
+    @classmethod
+    def with_own_blocks(
+        cls, num_rows: int, max_length: int, device: torch.device, backend: str = "auto", block_size: int = 16
+    ) -> PagedKVCache:
+        """Returns a cache whose rows each have the blocks of `max_length` tokens, for passes without a scheduler."""
+        num_columns = max(1, -(-max_length // block_size))
+        cache = cls(num_rows * num_columns, block_size, num_rows, max_length, device, backend)
+        cache.block_table.copy_(torch.arange(num_rows * num_columns, device=device).view(num_rows, num_columns))
+        return cache
+
     @property
     def num_bytes(self) -> int:
         """Size of the keys and values of all layers seen so far."""

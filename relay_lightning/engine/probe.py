@@ -14,7 +14,6 @@ from relay_lightning.models.architecture import known_context, model_title
 from relay_lightning.models.evaluating import evaluating
 from relay_lightning.models.lm_head import has_linear_logits
 
-BLOCK_SIZE = 16
 NUM_TOKENS = 6
 """Length of the probe's longer sequence; the other one is half as long. Each pass reads all weights of the model once,
 which is what it costs."""
@@ -78,9 +77,7 @@ def _largest_error(model: LocalModel) -> float:
 def _paged_logits(model: LocalModel, tokens: Tensor, ends: Tensor) -> Tensor:
     """Returns the logits after token ends[i] of row i, [2, V], all tokens before it having been read as a chunk."""
     length, device = tokens.shape[1], tokens.device
-    columns = -(-length // BLOCK_SIZE)
-    cache = PagedKVCache(2 * columns, BLOCK_SIZE, 2, length, device, model.attention_backend)
-    cache.set_blocks([(row, column, columns * row + column) for row in range(2) for column in range(columns)])
+    cache = PagedKVCache.with_own_blocks(2, length, device, model.attention_backend)
     with model.session() as forward, torch.no_grad():
         if length > 1:
             positions = cache.begin(None, ends, length - 1, length)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from relay_lightning.relay.decoder import RelayRequest
+from relay_lightning.relay.requests import sample_requests
 from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from relay_lightning.engine.sampling import SamplingParams
-    from relay_lightning.relay.decoder import RelayDecoder
+    from relay_lightning.relay.engine import RelayEngine
     from relay_lightning.relay.policies import Policy
+    from relay_lightning.relay.requests import CallLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +94,30 @@ class EvalResult:
 
 
 def evaluate(
-    decoder: RelayDecoder,
+    engine: RelayEngine,
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
     policy: str | Policy = "command",
     *,
     seed: int = 0,
     num_samples: int = 1,
-    **options: Any,
+    teacher_sampling: SamplingParams | None = None,
+    limits: CallLimits | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> EvalResult:
-    """The result of decoding every prompt `num_samples` times and judging each completion by its prompt's answer.
+    """Decodes every prompt `num_samples` times and judges each completion by its prompt's answer.
 
-    `options` go to `RelayDecoder.generate` (`teacher_sampling`, `max_calls`, `max_call_tokens`, `eos_policy`,
-    `on_progress`). Raises ValueError if a prompt has no answer.
+    The arguments are those of `sample_requests` and `RelayEngine.generate`. Raises ValueError if a prompt has no
+    answer.
     """
     if unanswered := [prompt.prompt_id for prompt in prompts if prompt.answer is None]:
         raise ValueError(
             f"{len(unanswered)} prompts have no answer to be judged by, the first is prompt {unanswered[0]}."
         )
-    requests = [RelayRequest(prompt, sample_index) for prompt in prompts for sample_index in range(num_samples)]
-    completions = decoder.generate(requests, sampling, seed=seed, policy=policy, **options)
+    requests = sample_requests(
+        prompts, sampling, num_samples, teacher_sampling=teacher_sampling, policy=policy, limits=limits, seed=seed
+    )
+    completions = engine.generate(requests, on_progress)
     answers = [request.prompt.answer or "" for request in requests]
     statuses = judge_answers([completion.text for completion in completions], answers)
     return EvalResult(tuple(map(judged, completions, statuses)))

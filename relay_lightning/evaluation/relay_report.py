@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import EvalResult, evaluate
 from relay_lightning.evaluation.routers import RouterResult, match_query_router, run_query_router, run_token_router
-from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.engine import RelayEngine
 from relay_lightning.relay.policies import Policy
+from relay_lightning.relay.requests import CallLimits
 from relay_lightning.types import Prompt
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out prompts, the decoder they are decoded with, and its limits."""
+    """Held-out prompts, the engine that decodes them, and the limits of its calls."""
 
-    decoder: RelayDecoder
+    engine: RelayEngine
     prompts: Sequence[Prompt]
     max_completion_tokens: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """`max_calls`, `max_call_tokens`, `eos_policy` of the relay."""
+    limits: CallLimits = field(default_factory=CallLimits)
+    """Limits of the relay's calls."""
     watch: Callable[[str], Callable[[int], None] | None] = lambda _: None
     """Name of a measurement -> what is told the number of finished completions."""
     gather: Callable[[EvalResult], EvalResult] = lambda result: result
@@ -33,20 +33,22 @@ class HeldOut:
 
     @property
     def has_teacher(self) -> bool:
-        return self.decoder.teacher is not None
+        return self.engine.teacher is not None
 
     def measure(self, name: str, policy: str | Policy, seed: int = 0, temperature: float = 0.0) -> EvalResult:
-        """The result under `policy`; the call limits bind the learned policy only, not those that chance drives."""
+        """Returns the result under `policy`, and gives the memory of keys and values back.
+
+        Limits of number and length hold for the calls of the learned policy only, not for those that chance drives.
+        """
         key = measurement_key(name, policy, seed)
         if self.kept is not None and key in self.kept:
             return self.kept[key]
         sampling = SamplingParams(self.max_completion_tokens, temperature)
-        options = dict(self.options)
-        if policy != "command":
-            options |= {"max_calls": None, "max_call_tokens": None}
+        limits = self.limits if policy == "command" else replace(self.limits, max_calls=None, max_call_tokens=None)
         result = evaluate(
-            self.decoder, self.prompts, sampling, policy, seed=seed, on_progress=self.watch(name), **options
+            self.engine, self.prompts, sampling, policy, seed=seed, limits=limits, on_progress=self.watch(name)
         )
+        self.engine.release()
         result = self.gather(result)
         if self.kept is not None:
             self.kept[key] = result

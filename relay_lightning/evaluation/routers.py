@@ -1,7 +1,7 @@
 """Routers that guess: what the same student and teacher reach when chance decides who writes.
 
 A learned relay must beat them at the same accuracy (with fewer teacher tokens) or the same teacher tokens (with a
-higher accuracy). Both figures come out of the relay decoder.
+higher accuracy). Both figures come out of the relay engine.
 """
 
 from __future__ import annotations

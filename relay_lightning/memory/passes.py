@@ -2,11 +2,12 @@
 
 Two shallow models are run; what a layer adds is the difference, and the rest follows.
 
-Shapes: B rows, T tokens, D hidden size, V vocabulary, S slots, C capacity of a slot.
+Shapes: B rows, T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -14,10 +15,11 @@ from typing import TypeVar
 
 import torch
 
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.kv_cache import PagedKVCache
+from relay_lightning.engine.local import LocalModel
+from relay_lightning.engine.prefiller import MAX_CHUNK_TOKENS
 from relay_lightning.memory.live_bytes import LiveBytes
 from relay_lightning.models.skeleton import ModelPlan, build_skeleton, fake_pass, with_fake_weights
-from relay_lightning.relay.side import MAX_CHUNK_TOKENS
 
 FEW_LAYERS = 2
 HEAD_CHUNK_BYTES = {"cuda": 1 << 28, "cpu": 3 << 27}
@@ -41,12 +43,12 @@ class TrainingPass:
 
 @dataclass(frozen=True)
 class DecodePass:
-    """Bytes of a writer in the decode loop."""
+    """Bytes of a model in the decode loop."""
 
-    cache: int
-    """Keys and values."""
+    kv_bytes_per_token: int
+    """Size of the keys and values of one token."""
     workspace: int
-    """Highest need of a chunk pass or a step beside the cache."""
+    """Highest need of a prefill pass or a decode step, keys and values apart."""
 
 
 Pass = TypeVar("Pass", TrainingPass, DecodePass)
@@ -54,19 +56,24 @@ Pass = TypeVar("Pass", TrainingPass, DecodePass)
 
 @lru_cache
 def training_pass(plan: ModelPlan, num_rows: int, num_tokens: int) -> TrainingPass:
-    """Of the student's decoder."""
+    """Returns the bytes of a pass over the student's decoder."""
     return _extrapolate(lambda depth: _run_training(plan, depth, num_rows, num_tokens), plan.num_layers)
 
 
 @lru_cache
-def decode_pass(plan: ModelPlan, num_slots: int, capacity: int, num_prompt_tokens: int) -> DecodePass:
-    """Of S slots of C tokens each that read prompts of `num_prompt_tokens` and then write."""
-    shape = (num_slots, capacity, min(num_prompt_tokens, capacity - 1))
-    return _extrapolate(lambda depth: _run_decode(plan, depth, *shape), plan.num_layers)
+def decode_pass(plan: ModelPlan, num_rows: int, block_size: int, longest: int) -> DecodePass:
+    """Returns the bytes of decoding B rows of up to `longest` tokens.
+
+    The largest prefill pass is counted: a row that was preempted is read again whole.
+    """
+    return _extrapolate(lambda depth: _run_decode(plan, depth, num_rows, block_size, longest), plan.num_layers)
 
 
 def head_workspace(plan: ModelPlan, num_tokens: int, narrow: int, device_type: str, *, is_trained: bool) -> int:
-    """Bytes that `linear_log_probs` needs for both passes of `num_tokens` hidden states of `narrow` bytes a number."""
+    """Returns the bytes that `linear_log_probs` needs for a forward and a backward pass.
+
+    num_tokens: hidden states. narrow: bytes of a number in them.
+    """
     size, vocab = int(plan.config.hidden_size), int(plan.config.vocab_size)
     weight = plan.dtype.itemsize
     wide = 4 if device_type == "cpu" else narrow
@@ -95,26 +102,36 @@ def _run_training(plan: ModelPlan, depth: int, num_rows: int, num_tokens: int) -
         return TrainingPass(saved, live.peak, hidden.numel() * hidden.itemsize)
 
 
-def _run_decode(plan: ModelPlan, depth: int, num_slots: int, capacity: int, num_prompt_tokens: int) -> DecodePass:
-    num_rows = max(1, min(num_slots, MAX_CHUNK_TOKENS // num_prompt_tokens))
+def _run_decode(plan: ModelPlan, depth: int, num_rows: int, block_size: int, longest: int) -> DecodePass:
+    num_chunk_rows, num_chunk_tokens = largest_chunk(num_rows, longest)
     skeleton = build_skeleton(plan, depth)
-    with fake_pass(plan, is_training=False):
-        engine = LocalEngine(with_fake_weights(skeleton), max_context=capacity)
-        with engine.session(), LiveBytes() as live:
-            engine.allocate(num_slots, capacity)
-            slots = torch.arange(num_rows)
-            # A slot that is all but full: the last chunk sees every column.
-            engine.tighten(capacity - num_prompt_tokens)
-            engine.extend(slots, torch.zeros(num_rows, num_prompt_tokens, dtype=torch.int64), slots + 1)
-            cache = engine.cache_bytes
-            engine.step(torch.zeros(num_slots, dtype=torch.int64), torch.ones(num_slots, dtype=torch.bool))
-            peak = live.peak
-        sampling = SAMPLING_COPIES * 4 * num_slots * engine.vocab_size
-        return DecodePass(cache, peak - cache + sampling)
+    with fake_pass(plan, is_training=False), warnings.catch_warnings():
+        # A session compares the addresses of weights, and fake ones have none.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        model = LocalModel(with_fake_weights(skeleton), max_context=longest)
+        # From the first pass on, autocast keeps narrow copies of wide weights.
+        with torch.no_grad(), model.session() as forward, LiveBytes() as live:
+            bytes_per_token = model.kv_bytes_per_token()
+            cache = PagedKVCache(1, block_size, num_rows, longest, model.device, model.attention_backend)
+            rows, num_new = torch.arange(num_chunk_rows), torch.full((num_chunk_rows,), num_chunk_tokens)
+            positions = cache.begin(rows, num_new, num_chunk_tokens, longest)
+            forward.extend(torch.zeros_like(positions), positions, cache)
+            positions = cache.begin(None, torch.ones(num_rows, dtype=torch.int64), 1, longest)
+            forward.step(torch.zeros_like(positions), positions, cache)
+            peak = live.peak - cache.num_bytes
+        sampling = SAMPLING_COPIES * 4 * num_rows * model.vocab_size
+        return DecodePass(bytes_per_token, peak + sampling)
+
+
+def largest_chunk(num_rows: int, longest: int) -> tuple[int, int]:
+    """Returns rows and tokens a row of the largest prefill pass over at most `num_rows` rows of `longest` tokens."""
+    num_tokens = min(num_rows * longest, max(MAX_CHUNK_TOKENS, longest))
+    num_chunk_rows = -(-num_tokens // longest)
+    return num_chunk_rows, num_tokens // num_chunk_rows
 
 
 def _extrapolate(run: Callable[[int], Pass], num_layers: int) -> Pass:
-    """What a model of `num_layers` gives, from the difference that one layer makes in shallow ones."""
+    """Returns what a model of `num_layers` gives, from the difference that one layer makes in shallow ones."""
     if num_layers <= FEW_LAYERS + 1:
         return run(num_layers)
     few, more = run(FEW_LAYERS), run(FEW_LAYERS + 1)

@@ -1,4 +1,4 @@
-"""RelayModule: what warm-up and GRPO share. A student in training, perhaps a teacher beside it, and the one decoder."""
+"""RelayModule: what warm-up and GRPO share. A student in training, perhaps a teacher beside it, and their engine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -23,6 +23,7 @@ from relay_lightning.data.prompt_limits import PromptLimit, context_limit
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.data.template_parts import template_parts
+from relay_lightning.engine.kv_budget import KVCacheGB
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import Judged, judged
@@ -47,11 +48,13 @@ from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.modules.sharded_strategy import require_supported
 from relay_lightning.modules.step_metrics import StepMetrics
+from relay_lightning.modules.unsupported_callbacks import require_supported_callbacks
 from relay_lightning.modules.update_meter import UpdateMeter
-from relay_lightning.pair import build_decoder, needs_bridge
+from relay_lightning.pair import build_engine, needs_bridge
 from relay_lightning.processes import gather_tensors
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
-from relay_lightning.relay.relay_config import CallLimit, read_relay_config
+from relay_lightning.relay.engine import RelayEngine
+from relay_lightning.relay.relay_config import CallLimit, RelayConfig, read_relay_config
+from relay_lightning.relay.requests import CallLimits, sample_requests
 from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.threads import yield_cores
 from relay_lightning.types import Completion, Prompt
@@ -64,13 +67,8 @@ UPDATE_BAR = {"time/update_s", "throughput/mfu", "memory/peak_gb"}
 """Figures of the optimiser step that it shows."""
 
 
-AUTO_SLOTS = "auto"
-NumSlots = int | Literal["auto"]
-"""Rows decoded together; `auto` is as many as the memory plan has room for, which the command line finds out."""
-
-
 class RelayModule(LightningModule):
-    """Builds the student as its only submodule; the teacher lives in the decoder, where no checkpoint sees it.
+    """Builds the student as its only submodule; the teacher lives in the engine, where no checkpoint sees it.
 
     A checkpoint holds the trained weights alone: with LoRA the adapters, else the whole student.
     """
@@ -85,7 +83,9 @@ class RelayModule(LightningModule):
         teacher: str | None,
         student_loading: LoadSettings,
         teacher_loading: LoadSettings,
-        num_slots: NumSlots,
+        max_num_seqs: int,
+        kv_cache_gb: KVCacheGB,
+        block_size: int,
         cuda_graphs: bool,
         max_completion_tokens: int,
         max_calls: CallLimit,
@@ -107,7 +107,9 @@ class RelayModule(LightningModule):
         self.teacher_name = teacher
         self.student_loading = student_loading
         self.teacher_loading = teacher_loading
-        self.num_slots = num_slots
+        self.max_num_seqs = max_num_seqs
+        self.kv_cache_gb = kv_cache_gb
+        self.block_size = block_size
         self.cuda_graphs = cuda_graphs
         self.max_completion_tokens = max_completion_tokens
         # Limits of calls; what is "auto" is resolved in `setup`.
@@ -126,7 +128,7 @@ class RelayModule(LightningModule):
         self.prompt_day = date.today()
         """The date that a chat template writes into prompts: of the run's first start, kept in its checkpoints."""
         self._teacher_tokenizer: Any = None
-        self._decoder: RelayDecoder | None = None
+        self._engine: RelayEngine | None = None
         self.eval_num_samples = 1
         """Completions of every problem in validation and test."""
         self.eval_temperature = 0.0
@@ -145,6 +147,11 @@ class RelayModule(LightningModule):
         """With LoRA a checkpoint lacks the frozen weights, which come from the student's own folder."""
         return self.lora is None
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds no callback. Raises ValueError for one of the trainer's that cannot work, before any is set up."""
+        require_supported_callbacks(self.trainer.callbacks)
+        return []
+
     def setup(self, stage: str) -> None:
         """Loads the tokenizers, and so finds out early whether both models are within reach; resolves "auto" limits.
 
@@ -161,8 +168,9 @@ class RelayModule(LightningModule):
             return
         require_loadable(self.student_name, self.student_loading)
         self.tokenizer = load_tokenizer(self.student_name, self.student_loading)
-        config = read_relay_config(self.student_name).override(**self.call_limits)
-        self.max_calls, self.max_call_tokens, self.eos_policy = config.limits.values()
+        config = self._with_given_limits(read_relay_config(self.student_name))
+        self.max_calls, self.max_call_tokens = config.max_calls, config.max_call_tokens
+        self.eos_policy = config.eos_policy
         if self.teacher_name is not None:
             require_loadable(self.teacher_name, self.teacher_loading)
             self._teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
@@ -176,14 +184,16 @@ class RelayModule(LightningModule):
         return {f"{VALIDATION}{name}" for name in self.judge([], [])}
 
     def _require_data(self, stage: str) -> None:
-        """Raises ValueError if the trainer's data module does not give what this module takes."""
-        data = self.trainer.datamodule
+        """Raises ValueError if the trainer's data module does not give what this module takes, or no whole steps."""
+        data: Any = self.trainer.datamodule
         needed = self.data_module_class if stage == "fit" else ProblemDataModule
         if data is not None and not isinstance(data, needed):
             raise ValueError(
                 f"data is {type(data).__name__}, but {type(self).__name__} takes the batches of a "
                 f"{self.data_module_class.__name__}: set data.class_path to it, or to a subclass of your own."
             )
+        if data is not None and stage == "fit":
+            data.require_whole_steps()
 
     def configure_model(self) -> None:
         """Loads the student, with fresh adapters if there are to be any, sharded if asked.
@@ -206,18 +216,23 @@ class RelayModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Loads the teacher, so that one that the relay cannot run is refused before the first step."""
-        _ = self.decoder
+        _ = self.engine
 
     def load_untrained_student(self) -> Any:
         """The student as training finds it, without adapters: on this process's device if it is quantised there."""
         return load_untrained(self.student_name, self.student_loading, self._own_device)
 
     @property
-    def decoder(self) -> RelayDecoder:
-        """The relay decoder over the live student; the teacher is loaded when it is first asked for."""
-        if self._decoder is None:
-            self._decoder = self._build_decoder()
-        return self._decoder
+    def engine(self) -> RelayEngine:
+        """The relay engine over the live student; the teacher is loaded when it is first asked for."""
+        if self._engine is None:
+            self._engine = self._build_engine()
+        return self._engine
+
+    def release_engine(self) -> None:
+        """Gives the memory of keys and values back, until the engine decodes again."""
+        if self._engine is not None:
+            self._engine.release()
 
     def build_prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
         """Chat-templated prompts in the student's vocabulary."""
@@ -237,22 +252,23 @@ class RelayModule(LightningModule):
 
     def decode(self, prompts: Sequence[Prompt], temperature: float = 0.0, num_samples: int = 1) -> list[Completion]:
         """`num_samples` completions per prompt, in a row: with the teacher if there is one, else teacher-free."""
-        requests = [RelayRequest(prompt, index) for prompt in prompts for index in range(num_samples)]
-        name = "decoding" if self._trainer is None else str(self.trainer.state.stage or "decoding")
+        requests = sample_requests(
+            prompts,
+            SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=temperature),
+            num_samples,
+            policy="teacher_free" if self.teacher_name is None else "command",
+            limits=self.call_limits,
+            seed=self.seed,
+        )
+        stage = None if self._trainer is None else self.trainer.state.stage
+        name = "decoding" if stage is None else stage.value.replace("_", " ")
         with decoding_precision(self.device), progress.work(name, len(requests), "completions") as work:
-            return self.decoder.generate(
-                requests,
-                SamplingParams(max_completion_tokens=self.max_completion_tokens, temperature=temperature),
-                seed=self.seed,
-                policy="teacher_free" if self.teacher_name is None else "command",
-                **self.call_limits,
-                on_progress=work.update,
-            )
+            return self.engine.generate(requests, on_progress=work.update)
 
     @property
-    def call_limits(self) -> dict[str, Any]:
-        """The limits of calls, as keyword arguments of `RelayDecoder.generate`."""
-        return {"max_calls": self.max_calls, "max_call_tokens": self.max_call_tokens, "eos_policy": self.eos_policy}
+    def call_limits(self) -> CallLimits:
+        """The limits of calls; before `setup`, what is "auto" has the library's default."""
+        return self._with_given_limits(RelayConfig()).limits
 
     def step_randomness(self) -> AbstractContextManager[None]:
         """Around the forward pass of a training step: its dropout depends on the step and on nothing before it."""
@@ -308,6 +324,7 @@ class RelayModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
+        self.release_engine()
         self._has_new_validation = not self.trainer.sanity_checking
 
     def on_test_epoch_start(self) -> None:
@@ -319,9 +336,13 @@ class RelayModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
+        self.release_engine()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> CompletionBatch:  # noqa: ARG002
         return CompletionBatch(batch.prompts, self.decode(batch.prompts))
+
+    def on_predict_epoch_end(self) -> None:
+        self.release_engine()
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule. Raises ValueError, before the first step, for those that cannot work."""
@@ -366,10 +387,10 @@ class RelayModule(LightningModule):
                 )
 
     def _set_prompt_day(self, day: date) -> None:
-        """Changes the date of the prompts; a decoder that renders them for a teacher is built anew."""
+        """Changes the date of the prompts; an engine that renders them for a teacher is built anew."""
         if day != self.prompt_day:
             self.prompt_day = day
-            self._decoder = None
+            self._engine = None
 
     def gather(self, tensor: Tensor) -> Tensor:
         """A tensor of every process, stacked by rank, on the CPU."""
@@ -403,19 +424,22 @@ class RelayModule(LightningModule):
         """Where the module is, or is about to be moved."""
         return self.device if self._trainer is None else self.trainer.strategy.root_device
 
-    def _build_decoder(self) -> RelayDecoder:
-        if isinstance(self.num_slots, str):
-            raise ValueError(f"num_slots is {self.num_slots!r}, for which the command line plans; set a number.")
+    def _with_given_limits(self, config: RelayConfig) -> RelayConfig:
+        return config.override(self.max_calls, self.max_call_tokens, self.eos_policy)
+
+    def _build_engine(self) -> RelayEngine:
         teacher = None
         if self.teacher_name is not None:
             teacher = load_model(self.teacher_name, None, self.teacher_loading, self.device).requires_grad_(False)
             rank_zero_info(f"teacher {self.teacher_name}: {describe(teacher)}")
-        return build_decoder(
+        return build_engine(
             self.student,
             self.tokenizer,
             teacher,
             self._teacher_tokenizer,
-            num_slots=self.num_slots,
+            max_num_seqs=self.max_num_seqs,
+            kv_cache_gb=self.kv_cache_gb,
+            block_size=self.block_size,
             cuda_graphs=self.cuda_graphs,
             day=self.prompt_day,
         )

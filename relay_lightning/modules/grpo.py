@@ -12,10 +12,11 @@ from torch import Tensor
 from relay_lightning.data.collate import TeacherTokens, make_train_batches
 from relay_lightning.data.prompts import PromptDataModule
 from relay_lightning.data.stream import RolloutBatch
+from relay_lightning.engine.kv_budget import KVCacheGB
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.modules.base import NumSlots, RelayModule
+from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import fixed_log_probs, token_log_probs
 from relay_lightning.modules.metrics import answer_ratios, completion_ratios, divide, group_ratios
 from relay_lightning.modules.phases import COLLATE, LOSS, REWARD, ROLLOUT
@@ -45,7 +46,9 @@ class GRPOModule(RelayModule):
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
         group_size: completions per prompt.
-        num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
+        max_num_seqs: completions decoded at once, at most.
+        kv_cache_gb: memory for the keys and values of student and teacher in GB; `auto` takes most of what is free.
+        block_size: tokens of a block of keys and values, a multiple of 16.
         cuda_graphs: on a GPU, whether decode steps are captured in CUDA graphs.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the student's samples; log-probabilities are taken at it as well.
@@ -97,7 +100,9 @@ class GRPOModule(RelayModule):
         student_loading: LoadSettings = DEFAULT,
         teacher_loading: LoadSettings = DEFAULT,
         group_size: int = 8,
-        num_slots: NumSlots = 128,
+        max_num_seqs: int = 128,
+        kv_cache_gb: KVCacheGB = "auto",
+        block_size: int = 16,
         cuda_graphs: bool = True,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
@@ -148,7 +153,9 @@ class GRPOModule(RelayModule):
             teacher=teacher,
             student_loading=student_loading,
             teacher_loading=teacher_loading,
-            num_slots=num_slots,
+            max_num_seqs=max_num_seqs,
+            kv_cache_gb=kv_cache_gb,
+            block_size=block_size,
             cuda_graphs=cuda_graphs,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
@@ -165,7 +172,7 @@ class GRPOModule(RelayModule):
             student=SamplingParams(max_completion_tokens, temperature, top_k, top_p, min_p),
             teacher=SamplingParams(max_completion_tokens, teacher_temperature, top_p=teacher_top_p),
             policy="teacher_free" if teacher is None else "command",
-            **self.call_limits,
+            limits=self.call_limits,
             seed=seed,
         )
         self.rewards = RewardSettings(
@@ -197,7 +204,7 @@ class GRPOModule(RelayModule):
     def setup(self, stage: str) -> None:
         """As of every relay module; the samples of training keep to the same limits of calls as those of evaluation."""
         super().setup(stage)
-        self.decoding = replace(self.decoding, **self.call_limits)
+        self.decoding = replace(self.decoding, limits=self.call_limits)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one micro-batch; the first of a rollout has the rollout decoded.
@@ -225,7 +232,7 @@ class GRPOModule(RelayModule):
         """Decodes and scores rollouts of the live student."""
         if self._sampler is None:
             self._sampler = RolloutSampler(
-                self.decoder,
+                self.engine,
                 self.decoding,
                 self.rewards,
                 max_sampling_rounds=1 + self.dynamic_sampling,

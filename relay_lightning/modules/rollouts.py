@@ -20,7 +20,8 @@ from relay_lightning.modules.phases import REWARD, ROLLOUT, PhaseClock
 from relay_lightning.modules.randomness import derive_seed
 from relay_lightning.objectives.advantages import group_advantages
 from relay_lightning.relay.accounting import DecodeStats
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.engine import RelayEngine
+from relay_lightning.relay.requests import CallLimits, sample_requests
 from relay_lightning.rewards.answers import AnswerStatus, judge_answers
 from relay_lightning.rewards.relay_rewards import group_cases, overlong_penalty
 from relay_lightning.types import Completion, Prompt, Rollout, RolloutGroup
@@ -35,9 +36,7 @@ class DecodeSettings:
     student: SamplingParams
     teacher: SamplingParams
     policy: str
-    max_calls: int | None
-    max_call_tokens: int | None
-    eos_policy: Literal["finish", "return"]
+    limits: CallLimits
     seed: int
 
 
@@ -88,7 +87,7 @@ class RolloutSampler:
 
     def __init__(
         self,
-        decoder: RelayDecoder,
+        engine: RelayEngine,
         decoding: DecodeSettings,
         rewards: RewardSettings,
         *,
@@ -98,7 +97,7 @@ class RolloutSampler:
         rank: int = 0,
         clock: PhaseClock | None = None,
     ) -> None:
-        self._decoder = decoder
+        self._engine = engine
         self._decoding = decoding
         self._rewards = rewards
         self._max_sampling_rounds = max_sampling_rounds
@@ -110,13 +109,25 @@ class RolloutSampler:
         """Of the rollout decoded last."""
 
     def decode(self, batch: RolloutBatch) -> list[Sample]:
-        """Judged completions of every prompt of the rollout.
+        """Returns judged completions of every prompt of the rollout, and gives the memory of keys and values back.
 
         With dynamic sampling (DAPO), prompts whose completions all earn the same reward teach nothing: they are
         replaced by prompts of further rounds. Where the rounds do not suffice, some of them fill the batch up, so that
         its size never changes. All processes choose together what one process would, and share it out.
         """
         self.cost = RolloutCost()
+        try:
+            return self._sample(batch)
+        finally:
+            self._engine.release()
+
+    def score(self, samples: Sequence[Sample]) -> list[RolloutGroup]:
+        """Rewards and advantages of the rollout, decided within each prompt's group."""
+        with self._clock(REWARD):
+            return score_samples(samples, self._rewards, self._decoding, gather=self._gather, rank=self._rank)
+
+    def _sample(self, batch: RolloutBatch) -> list[Sample]:
+        """Runs sampling rounds until this process's share of the batch is full, or no round is left."""
         own = self._sample_round(batch, 0)
         if self._max_sampling_rounds == 1:
             return own
@@ -130,36 +141,29 @@ class RolloutSampler:
             useful, flat = useful + more, flat + more_flat
         return (useful + flat)[:num_prompts][self._rank :: num_processes]
 
-    def score(self, samples: Sequence[Sample]) -> list[RolloutGroup]:
-        """Rewards and advantages of the rollout, decided within each prompt's group."""
-        with self._clock(REWARD):
-            return score_samples(samples, self._rewards, self._decoding, gather=self._gather, rank=self._rank)
-
     def _sample_round(self, batch: RolloutBatch, sampling_round: int) -> list[Sample]:
         prompts = batch.draw_prompts(sampling_round)
         with self._clock(ROLLOUT):
             completions = self._decode_prompts(prompts, batch.rollout_index, sampling_round)
         with self._clock(REWARD):
             samples = judge(prompts, completions, self._decoding.group_size)
-        self.cost.stats += self._decoder.stats
+        self.cost.stats += self._engine.stats
         self.cost.num_rounds += 1
         return samples
 
     def _decode_prompts(self, prompts: Sequence[Prompt], rollout_index: int, sampling_round: int) -> list[Completion]:
         settings = self._decoding
-        requests = [RelayRequest(prompt, index) for prompt in prompts for index in range(settings.group_size)]
+        requests = sample_requests(
+            prompts,
+            settings.student,
+            settings.group_size,
+            teacher_sampling=settings.teacher,
+            policy=settings.policy,
+            limits=settings.limits,
+            seed=derive_seed(settings.seed, rollout_index, sampling_round),  # every rollout draws afresh
+        )
         with progress.work("rollout", len(requests), "completions") as work:
-            return self._decoder.generate(
-                requests,
-                settings.student,
-                teacher_sampling=settings.teacher,
-                seed=derive_seed(settings.seed, rollout_index, sampling_round),  # every rollout draws afresh
-                policy=settings.policy,
-                max_calls=settings.max_calls,
-                max_call_tokens=settings.max_call_tokens,
-                eos_policy=settings.eos_policy,
-                on_progress=work.update,
-            )
+            return self._engine.generate(requests, on_progress=work.update)
 
     def _split(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Samples whose rewards differ, and those whose do not."""

@@ -15,12 +15,13 @@ from relay_lightning.data.sft import SelfSample
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.files import write_atomically
 from relay_lightning.json_lines import json_line, read_rows
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
+from relay_lightning.relay.engine import RelayEngine
+from relay_lightning.relay.requests import sample_requests
 from relay_lightning.types import Completion, Prompt
 
 
 def draw_self_samples(
-    decoder: RelayDecoder,
+    engine: RelayEngine,
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
     *,
@@ -29,10 +30,10 @@ def draw_self_samples(
     on_progress: Callable[[int], None] | None = None,
 ) -> list[SelfSample]:
     """`samples_per_prompt` completions of every prompt, written by the student alone; commands are forbidden."""
-    requests = [RelayRequest(prompt, index) for prompt in prompts for index in range(samples_per_prompt)]
-    completions = decoder.generate(requests, sampling, seed=seed, policy="teacher_free", on_progress=on_progress)
+    requests = sample_requests(prompts, sampling, samples_per_prompt, policy="teacher_free", seed=seed)
+    completions = engine.generate(requests, on_progress)
     return [
-        _self_sample(request.prompt, completion, decoder.student.eos_token_ids)
+        _self_sample(request.prompt, completion, engine.student.eos_token_ids)
         for request, completion in zip(requests, completions, strict=True)
     ]
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from relay_lightning import progress
 from relay_lightning.data.sft import SelfSample, SFTBatch, WarmupDataModule
+from relay_lightning.engine.kv_budget import KVCacheGB
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lora import LoRASettings
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.modules.base import NumSlots, RelayModule
+from relay_lightning.modules.base import RelayModule
 from relay_lightning.modules.log_probs import token_log_probs
 from relay_lightning.modules.monitors import VALIDATION
 from relay_lightning.modules.phases import LOSS
@@ -27,9 +28,9 @@ from relay_lightning.modules.self_samples import (
     write_self_samples,
 )
 from relay_lightning.objectives.sft import sft_loss
-from relay_lightning.pair import local_engine
+from relay_lightning.pair import local_model
 from relay_lightning.processes import gather_in_turn
-from relay_lightning.relay.decoder import RelayDecoder
+from relay_lightning.relay.engine import RelayEngine
 from relay_lightning.relay.protocol import CallProtocol
 from relay_lightning.relay.relay_config import AUTO, CallLimit
 from relay_lightning.relay.vocabulary import Vocabulary
@@ -48,7 +49,9 @@ class WarmupModule(RelayModule):
         teacher: checkpoint that answers calls in validation; null validates teacher-free.
         student_loading: number format, quantisation and attention of the student.
         teacher_loading: the same of the teacher.
-        num_slots: rows decoded together; `auto` is as many as the memory plan has room for.
+        max_num_seqs: completions decoded at once, at most.
+        kv_cache_gb: memory for the keys and values of student and teacher in GB; `auto` takes most of what is free.
+        block_size: tokens of a block of keys and values, a multiple of 16.
         cuda_graphs: on a GPU, whether decode steps are captured in CUDA graphs.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the self-sampled completions.
@@ -77,7 +80,9 @@ class WarmupModule(RelayModule):
         teacher: str | None = "tiny:teacher",
         student_loading: LoadSettings = DEFAULT,
         teacher_loading: LoadSettings = DEFAULT,
-        num_slots: NumSlots = 128,
+        max_num_seqs: int = 128,
+        kv_cache_gb: KVCacheGB = "auto",
+        block_size: int = 16,
         cuda_graphs: bool = True,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,
@@ -100,7 +105,9 @@ class WarmupModule(RelayModule):
             teacher=teacher,
             student_loading=student_loading,
             teacher_loading=teacher_loading,
-            num_slots=num_slots,
+            max_num_seqs=max_num_seqs,
+            kv_cache_gb=kv_cache_gb,
+            block_size=block_size,
             cuda_graphs=cuda_graphs,
             max_completion_tokens=max_completion_tokens,
             max_calls=max_calls,
@@ -162,7 +169,7 @@ class WarmupModule(RelayModule):
             self.sampling,
             samples_per_prompt=self.samples_per_prompt,
             seed=self.seed,
-            eos_token_ids=local_engine(student, self.tokenizer).eos_token_ids,
+            eos_token_ids=local_model(student, self.tokenizer).eos_token_ids,
         )
         path = self.cache_dir / f"{identity}.jsonl"
         if not self.trainer.strategy.broadcast(path.exists()):  # one process decides, so that all draw or none
@@ -176,19 +183,23 @@ class WarmupModule(RelayModule):
 
     def _draw(self, student: torch.nn.Module, prompts: Sequence[Prompt]) -> list[SelfSample]:
         """New samples, with a progress bar."""
-        decoder = RelayDecoder(
-            local_engine(student, self.tokenizer),
+        engine = RelayEngine(
+            local_model(student, self.tokenizer),
             None,
-            self.decoder.protocol,
-            num_slots=self.num_slots,
+            self.engine.protocol,
+            max_num_seqs=self.max_num_seqs,
+            kv_cache_gb=self.kv_cache_gb,
+            block_size=self.block_size,
             cuda_graphs=self.cuda_graphs,
         )
         with progress.work("self-sampling", len(prompts) * self.samples_per_prompt, "completions") as work:
-            return draw_self_samples(
-                decoder,
+            samples = draw_self_samples(
+                engine,
                 prompts,
                 self.sampling,
                 samples_per_prompt=self.samples_per_prompt,
                 seed=self.seed,
                 on_progress=work.update,
             )
+        engine.release()
+        return samples

@@ -39,6 +39,7 @@ class RelayEngine:
     prompts, until `release`.
     """
 
+    @torch.inference_mode(False)  # What lives longer than this call must not be an inference tensor.
     def __init__(
         self,
         student: TokenModel,
@@ -173,7 +174,7 @@ class RelayEngine:
                 self._close_if_idle()
         return [done[request_id] for request_id in ids]
 
-    @torch.inference_mode(False)  # What lives longer than this call must not be an inference tensor.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def acquire(self) -> None:
         """Opens the models, and allocates keys and values if they have no memory; done by itself where needed."""

@@ -84,7 +84,8 @@ class Relay:
         """Yields the text of one completion in pieces, as it is written, each with its author.
 
         The arguments are those of `generate`; the pieces of a prompt join to the text that `generate` gives it as its
-        only prompt. The last piece holds the completion. A stream that is not read to its end aborts its request.
+        only prompt. A piece without text announces each span of
+        the teacher. The last piece holds the completion. A stream that is not read to its end aborts its request.
         """
         request = RelayRequest(
             self.make_prompt(0, prompt),

@@ -10,7 +10,7 @@ from relay_kernels.relay_step import CommandRule
 
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.policies import Policy
-from relay_lightning.types import Completion, Prompt, TokenSource
+from relay_lightning.types import Completion, Prompt, RelaySpan, TokenSource
 
 EosPolicy = Literal["finish", "return"]
 SpentCalls = Literal["text", "mask_close", "mask_open"]
@@ -67,13 +67,15 @@ class RelayRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What has been written for one request since its last output. The lists share one length."""
+    """What has been written for one request since its last output. The lists of tokens share one length."""
 
     request_id: int
     token_ids: list[int]
     token_source: list[TokenSource]
     log_probs: list[float]
     """As in `Completion`."""
+    spans: list[RelaySpan] = field(default_factory=list)
+    """Spans that the teacher has finished, empty ones included."""
     completion: Completion | None = None
     """The whole completion, once it is finished."""
 

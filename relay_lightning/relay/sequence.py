@@ -75,6 +75,7 @@ class Sequence:
     """Completion tokens in which stop strings have been looked for."""
     num_reported: int = 0
     """Completion tokens that outputs have told of."""
+    num_reported_spans: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -201,11 +202,13 @@ class Sequence:
     def report(self, completion: Completion | None) -> RequestOutput:
         """Returns what no output has told of yet."""
         start, self.num_reported = self.num_reported, self.num_tokens
+        first_span, self.num_reported_spans = self.num_reported_spans, len(self.spans)
         return RequestOutput(
             self.request_id,
             self.tokens_from(start),
             self.sources_from(start),
             self.context.log_probs[start:],
+            self.spans[first_span:],
             completion,
         )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.relay.requests import RequestOutput
-from relay_lightning.types import Completion, TokenSource
+from relay_lightning.types import Completion, RelaySpan, TokenSource
 
 Author = Literal["student", "teacher", "command"]
 
@@ -21,6 +21,8 @@ class Piece:
     text: str
     author: Author
     """`command`: the student asked for the teacher with it."""
+    span: RelaySpan | None = None
+    """The span that the teacher has finished, in a piece without text of its own before the span's text."""
     completion: Completion | None = None
     """The whole completion, with its last piece."""
 
@@ -40,15 +42,21 @@ class TextStream:
         """State of the command automaton."""
         self._open: list[int] = []
         """Student tokens that may be part of a command."""
-        self._held: list[tuple[str, Author]] = []
+        self._held: list[Piece] = []
         """Text that may be part of a stop string."""
+        self._num_read = 0
+        """Tokens that have been read."""
         self._num_given = 0
         """Characters of all pieces so far."""
 
     def feed(self, output: RequestOutput) -> Iterator[Piece]:
         """Yields the pieces that an output makes certain."""
+        spans = {span.start: span for span in output.spans}
         for token, source in zip(output.token_ids, output.token_source, strict=True):
+            self._announce(spans.get(self._num_read))
             self._read(token, source)
+            self._num_read += 1
+        self._announce(spans.get(self._num_read))
         if output.completion is not None:
             self._release("student")
             self._hold(self._decoder.decode(b"", final=True), "student")
@@ -69,6 +77,11 @@ class TextStream:
         elif self._state == 0:
             self._release("student")
 
+    def _announce(self, span: RelaySpan | None) -> None:
+        if span is not None:
+            self._release("student")
+            self._held.append(Piece("", "teacher", span))
+
     def _release(self, author: Author) -> None:
         self._decode(self._open, author)
         self._open = []
@@ -79,13 +92,13 @@ class TextStream:
     def _hold(self, text: str, author: Author) -> None:
         if not text:
             return
-        if self._held and self._held[-1][1] == author:
-            text = self._held.pop()[0] + text
-        self._held.append((text, author))
+        if self._held and self._held[-1].author == author and self._held[-1].span is None:
+            text = self._held.pop().text + text
+        self._held.append(Piece(text, author))
 
     def _num_certain(self) -> int:
         """Returns how many held characters cannot be part of a stop string any more."""
-        text = "".join(piece for piece, _ in self._held)
+        text = "".join(piece.text for piece in self._held)
         longest = max(map(len, self._stop), default=0)
         for start in range(max(0, len(text) - longest + 1), len(text)):
             if any(stop.startswith(text[start:]) for stop in self._stop):
@@ -95,16 +108,17 @@ class TextStream:
     def _give(self, count: int) -> Iterator[Piece]:
         """Yields the first `count` held characters."""
         self._num_given += count
-        while count > 0:
-            text, author = self._held.pop(0)
-            if len(text) > count:
-                self._held.insert(0, (text[count:], author))
-            yield Piece(text[:count], author)
-            count -= len(text[:count])
+        while self._held and (count > 0 or not self._held[0].text):
+            piece = self._held.pop(0)
+            if len(piece.text) > count:
+                self._held.insert(0, Piece(piece.text[count:], piece.author))
+                piece = Piece(piece.text[:count], piece.author)
+            yield piece
+            count -= len(piece.text)
 
     def _finish(self, completion: Completion) -> Iterator[Piece]:
         """Yields the rest of the completion's text, which may end before a stop string."""
         pieces = list(self._give(len(completion.text) - self._num_given))
         last = pieces.pop() if pieces else Piece("", "student")
         yield from pieces
-        yield Piece(last.text, last.author, completion)
+        yield replace(last, completion=completion)

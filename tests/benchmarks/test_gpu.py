@@ -95,7 +95,7 @@ def test_a_rollout_is_measured_in_all_ways_with_the_calls_that_were_scripted(mea
     assert [line["way"] for line in (alone, teacher, relay)] == ["student alone", "teacher's share alone", "relay"]
     assert relay["num_calls"] == TINY.num_completions * TINY.num_calls
     assert relay["teacher_share"] == pytest.approx(TINY.num_calls * TINY.call_tokens / TINY.completion_tokens)
-    assert short["num_calls"] == released["num_calls"] == TINY.num_slots
+    assert short["num_calls"] == released["num_calls"] == TINY.max_num_seqs
     assert released["word"] == "open"
 
 

@@ -42,7 +42,7 @@ def config(small_pair, tmp_path: Path) -> Path:
                 "student": small_pair.student,
                 "teacher": small_pair.teacher,
                 "group_size": 4,
-                "num_slots": 16,
+                "max_num_seqs": 16,
                 "max_completion_tokens": 32,
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
             },

@@ -57,7 +57,7 @@ def write_config(path: Path, model: dict[str, Any], data: dict[str, Any]) -> Pat
 
 def stage(name: str, student: str, teacher: str, **options: Any) -> dict[str, Any]:
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4}}
-    shared = {"student": student, "teacher": teacher, "max_completion_tokens": 24, "num_slots": 4}
+    shared = {"student": student, "teacher": teacher, "max_completion_tokens": 24, "max_num_seqs": 4}
     return {"class_path": name, "init_args": shared | {"optimizer": optimizer} | options}
 
 
@@ -93,7 +93,7 @@ def test_a_published_model_is_warmed_up_filtered_trained_and_exported(in_process
 
     command(
         *("filter", "--data", problems, "--num_problems", "null", "--output", kept, "--teacher", model),
-        *("--num_samples", 2, "--threshold", 0, "--max_completion_tokens", 24, "--num_slots", 4),
+        *("--num_samples", 2, "--threshold", 0, "--max_completion_tokens", 24, "--max_num_seqs", 4),
     )
     assert [json.loads(row)["question"] for row in kept.read_text().splitlines()] == [
         row["question"] for row in PROBLEMS

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from relay_lightning.relay.decoder import RelayDecoder
 from run_state import assert_same_run, checkpoint
+
+from relay_lightning.relay.engine import RelayEngine
 
 STEPS = 4
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
@@ -43,10 +44,10 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
 
     def record(signal_in: int = 0) -> list[str]:
         begun: list[str] = []
-        original = RelayDecoder.generate
+        original = RelayEngine.generate
 
-        def generate(self, requests, sampling, *, on_progress=None, **options):
-            begun.append(str(options.get("policy")))
+        def generate(self, requests, on_progress=None):
+            begun.append(str(requests[0].policy))
             number = len(begun)
 
             def progress(num_finished: int) -> None:
@@ -55,9 +56,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
                 if on_progress is not None:
                     on_progress(num_finished)
 
-            return original(self, requests, sampling, on_progress=progress, **options)
+            return original(self, requests, progress)
 
-        monkeypatch.setattr(RelayDecoder, "generate", generate)
+        monkeypatch.setattr(RelayEngine, "generate", generate)
         return begun
 
     return record

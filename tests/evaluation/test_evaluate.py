@@ -7,6 +7,7 @@ import pytest
 from relay_lightning.evaluation.evaluate import evaluate
 from relay_lightning.evaluation.relay_report import HeldOut, measure_after, measure_before, measure_routers
 from relay_lightning.evaluation.routers import mix_by_query
+from relay_lightning.relay.requests import CallLimits
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +17,12 @@ def held_out(small_pair) -> HeldOut:
     from relay_lightning.models.loading import load_tokenizer
     from relay_lightning.pair import load_relay
 
-    relay = load_relay(small_pair.student, small_pair.teacher, num_slots=8)
+    relay = load_relay(small_pair.student, small_pair.teacher, max_num_seqs=8)
     tokenizer = load_tokenizer(small_pair.student)
     prompts = [
         make_prompt(tokenizer, row.problem_id, row.question, row.answer) for row in load_problems(small_pair.problems)
     ]
-    return HeldOut(relay.decoder, prompts, 32, {"max_calls": 1, "max_call_tokens": 4, "eos_policy": "finish"})
+    return HeldOut(relay.engine, prompts, 32, CallLimits(max_calls=1, max_call_tokens=4))
 
 
 def test_routed_queries_are_decoded_exactly_as_by_their_writer_alone(held_out):
@@ -66,7 +67,7 @@ def test_token_router_keeps_to_its_budget(held_out):
 def test_several_samples_of_a_prompt_stand_in_a_row(held_out):
     from relay_lightning.engine.sampling import SamplingParams
 
-    result = evaluate(held_out.decoder, held_out.prompts, SamplingParams(32), "teacher_free", num_samples=3)
+    result = evaluate(held_out.engine, held_out.prompts, SamplingParams(32), "teacher_free", num_samples=3)
     assert [row.prompt_id for row in result.completions] == [index for index in range(8) for _ in range(3)]
     assert result.num_problems == 8
     lengths = [row.num_tokens for row in result.completions]
@@ -78,4 +79,4 @@ def test_prompts_without_an_answer_are_refused(held_out):
 
     nameless = [replace(prompt, answer=None) for prompt in held_out.prompts]
     with pytest.raises(ValueError, match="8 prompts have no answer"):
-        evaluate(held_out.decoder, nameless, None)
+        evaluate(held_out.engine, nameless, None)

@@ -2,11 +2,15 @@
 
 import io
 import re
+from itertools import groupby
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
+from rich.text import Text
 
-from relay_lightning.evaluation.transcript import STYLES, authored_runs, transcript
+from relay_lightning.evaluation.transcript import STYLES, Transcriber, authored_runs, transcript
 from relay_lightning.types import Completion, FinishReason, RelaySpan, TokenSource
 
 STUDENT, TEACHER = TokenSource.STUDENT, TokenSource.TEACHER
@@ -88,3 +92,39 @@ def test_markup_and_control_sequences_stay_visible_when_a_model_writes_them():
 def test_special_tokens_are_not_shown_and_broken_characters_are_marked():
     done = completion([*b"ab", 0xC3, 256], [STUDENT] * 4, [])
     assert transcript(done, [*BYTE_TOKENS, None]).plain == "ab\ufffd"
+
+
+def styled(text: Text) -> list[tuple[str, str]]:
+    """Every character with its style."""
+    styles = [str(text.style)] * len(text.plain)
+    for span in text.spans:
+        styles[span.start : span.end] = [str(span.style)] * (span.end - span.start)
+    return list(zip(text.plain, styles, strict=True))
+
+
+RUNS = st.lists(st.tuples(st.sampled_from(list(STYLES)[:3]), st.text("<>/techarx\n\x1b", min_size=1, max_size=20)))
+
+
+@given(RUNS, st.booleans())
+def test_pieces_make_the_transcript_of_whole_runs_wherever_they_are_cut(runs, marks_teacher):
+    """A written tag is escaped though its pieces are not, and a run of the teacher is marked once."""
+    whole, pieces = Text(), Text()
+    transcriber = Transcriber(marks_teacher=marks_teacher)
+    merged = [(author, "".join(text for _, text in group)) for author, group in groupby(runs, key=lambda run: run[0])]
+    for author, text in merged:
+        whole.append_text(transcriber.write(text, author))
+    whole.append_text(transcriber.end_run())
+    for author, text in runs:
+        for char in text:
+            pieces.append_text(transcriber.write(char, author))
+    pieces.append_text(transcriber.end_run())
+    assert styled(pieces) == styled(whole)
+    if marks_teacher:
+        assert whole.plain.count("<teacher>") == sum(author == "teacher" for author, _ in merged)
+
+
+def test_a_tag_that_a_model_wrote_is_escaped_in_pieces_too():
+    transcriber = Transcriber(marks_teacher=True)
+    pieces = [transcriber.write(piece, "student").plain for piece in ("a <te", "ach", "er> b <", "c")]
+    assert pieces == ["a ", "", r"\x3cteacher> b ", "<c"]
+    assert transcriber.write("X", "teacher").plain + transcriber.end_run().plain == "<teacher>X</teacher>"

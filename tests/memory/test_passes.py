@@ -9,8 +9,9 @@ import torch
 from allocator import measured_peak
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from relay_lightning.engine.local import LocalEngine
-from relay_lightning.memory.passes import decode_pass, head_workspace, training_pass
+from relay_lightning.engine.kv_cache import PagedKVCache
+from relay_lightning.engine.local import LocalModel
+from relay_lightning.memory.passes import decode_pass, head_workspace, largest_chunk, training_pass
 from relay_lightning.models.architecture import recompute_activations
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.settings import LoadSettings
@@ -81,27 +82,38 @@ def test_training_pass_is_as_large_as_planned(options, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_caches_and_steps_are_as_large_as_planned(precision, tmp_path):
-    num_slots, capacity, num_prompt_tokens = 4, 160, 48
+def test_keys_and_values_and_steps_are_as_large_as_planned(precision, tmp_path):
+    num_rows, longest, block_size = 4, 160, 16
+    num_blocks = num_rows * longest // block_size
     plan = replace(STUDENT, precision=precision)
-    engine = LocalEngine(real_student(plan))
-    planned = decode_pass(plan, num_slots, capacity, num_prompt_tokens)
+    model = LocalModel(real_student(plan))
+    planned = decode_pass(plan, num_rows, block_size, longest)
 
     def work():
         with (
+            torch.no_grad(),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"),
-            decoding_precision(engine.device),
-            engine.session(),
+            decoding_precision(model.device),
+            model.session() as forward,
         ):
-            engine.allocate(num_slots, capacity)
-            slots = torch.arange(num_slots)
-            engine.tighten(capacity - num_prompt_tokens)
-            engine.extend(slots, torch.zeros(num_slots, num_prompt_tokens, dtype=torch.int64), slots + 1)
-            engine.step(torch.zeros(num_slots, dtype=torch.int64), torch.ones(num_slots, dtype=torch.bool))
+            assert planned.kv_bytes_per_token == model.kv_bytes_per_token()
+            cache = PagedKVCache(num_blocks, block_size, num_rows, longest, model.device)
+            cache.block_table[:] = torch.arange(num_blocks).view(num_rows, -1)
+            positions = cache.begin(None, torch.full((num_rows,), longest - 1), longest - 1, longest - 1)
+            forward.extend(torch.zeros_like(positions), positions, cache)
+            positions = cache.begin(None, torch.ones(num_rows, dtype=torch.int64), 1, longest)
+            forward.step(torch.zeros_like(positions), positions, cache)
+            return cache.num_bytes
 
-    work()
-    assert planned.cache == engine.cache_bytes
-    sampling = 3 * 4 * num_slots * CONFIG.vocab_size
-    engine.allocate(0, 0)
-    found = measured_peak(work, tmp_path / "trace.json")
-    assert found == pytest.approx(planned.cache + planned.workspace - sampling, rel=0.15)
+    kv_bytes = planned.kv_bytes_per_token * num_rows * longest
+    assert work() == kv_bytes
+    sampling = 3 * 4 * num_rows * CONFIG.vocab_size
+    assert measured_peak(work, tmp_path / "trace.json") == pytest.approx(
+        kv_bytes + planned.workspace - sampling, rel=0.15
+    )
+
+
+def test_the_largest_prefill_pass_fills_a_chunk_or_one_long_row():
+    assert largest_chunk(4, 100) == (4, 100)
+    assert largest_chunk(256, 9000) == (2, 8192)
+    assert largest_chunk(256, 20000) == (1, 20000)

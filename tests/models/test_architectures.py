@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import IN_EVERY_RUN, REFUSED, RUNS, build
-from relay_lightning.relay.decoder import RelayDecoder, RelayRequest
 from small_vocabulary import FIRST_LETTER, VOCAB_SIZE, small_protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.lm_head import has_linear_logits
 from relay_lightning.modules.log_probs import token_log_probs
+from relay_lightning.relay.engine import RelayEngine
+from relay_lightning.relay.requests import sample_requests
 from relay_lightning.types import Completion, Prompt
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
@@ -33,16 +34,16 @@ def runs(names: object) -> list:
 
 
 def roll_out(model: PreTrainedModel) -> list[tuple[Prompt, Completion]]:
-    """Samples of different length, decoded together in fewer slots than there are."""
+    """Samples of different length, decoded together, fewer at once than there are."""
     generator = torch.Generator().manual_seed(0)
     prompts = [
         Prompt(index, tuple(torch.randint(FIRST_LETTER, VOCAB_SIZE, (length,), generator=generator).tolist()))
         for index, length in enumerate(PROMPT_LENGTHS)
     ]
-    decoder = RelayDecoder(LocalEngine(model), None, small_protocol(), num_slots=3)
-    requests = [RelayRequest(prompt, sample) for prompt in prompts for sample in range(NUM_SAMPLES)]
+    engine = RelayEngine(LocalModel(model), None, small_protocol(), max_num_seqs=3)
     sampling = SamplingParams(max_completion_tokens=40, temperature=TEMPERATURE)
-    completions = decoder.generate(requests, sampling, policy="teacher_free")
+    requests = sample_requests(prompts, sampling, NUM_SAMPLES, policy="teacher_free")
+    completions = engine.generate(requests)
     return [(request.prompt, completion) for request, completion in zip(requests, completions, strict=True)]
 
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
+from plain_steps import logits_behind
 
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.models import loading
 from relay_lightning.models.architecture import describe, recompute_activations
 from relay_lightning.models.loading import load_config, load_model
@@ -37,10 +38,7 @@ def test_activations_are_recomputed_without_a_warning(small_pair):
 def test_decoding_uses_sdpa_when_training_uses_flash_attention(small_pair):
     model = load_model(small_pair.student)
     model.config._attn_implementation = FLASH_ATTENTION
-    engine = LocalEngine(model)
-    with engine.session():
-        engine.allocate(1, 8)
-        logits = engine.step(torch.tensor([3]), torch.tensor([True]))
+    logits = logits_behind(LocalModel(model), torch.tensor([[3]]))
     assert logits.isfinite().all()
     assert model.config._attn_implementation == FLASH_ATTENTION
 
@@ -113,10 +111,9 @@ def test_pickled_weights_are_refused(small_pair, tmp_path):
 
 
 def test_keys_and_values_have_the_dtype_of_the_weights(small_pair):
-    engine = LocalEngine(load_model(small_pair.student, settings=LoadSettings(dtype="bf16")))
-    with engine.session():
-        engine.allocate(2, 8)
-        engine.step(torch.tensor([3, 4]), torch.tensor([True, True]))
-    config = engine.model.config
-    num_values = 2 * 2 * 8 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    assert engine.cache_bytes == num_values * torch.bfloat16.itemsize
+    model = LocalModel(load_model(small_pair.student, settings=LoadSettings(dtype="bf16")))
+    with torch.no_grad(), model.session():
+        num_bytes = model.kv_bytes_per_token()
+    config = model.model.config
+    num_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert num_bytes == num_values * torch.bfloat16.itemsize

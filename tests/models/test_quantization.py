@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
+from plain_steps import logits_behind
 
 from relay_lightning import SamplingParams, load_relay
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.models.architecture import describe
 from relay_lightning.models.loading import load_model
 from relay_lightning.models.lora import LoRASettings, add_lora
@@ -32,12 +33,7 @@ def student(small_pair):
 
 
 def decode(model, num_steps=3):
-    engine = LocalEngine(model)
-    with engine.session():
-        engine.allocate(2, 16)
-        for step in range(num_steps):
-            logits = engine.step(torch.tensor([3 + step, 4 + step]), torch.tensor([True, True]))
-    return logits
+    return logits_behind(LocalModel(model), torch.tensor([[3], [4]]) + torch.arange(num_steps))
 
 
 def train(model):

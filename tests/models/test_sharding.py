@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from architectures import RUNS, build
+from plain_steps import logits_behind
 from random_models import ARCHITECTURES, random_model
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.local import LocalModel
 from relay_lightning.models.sharding import gathered, shard
 from relay_lightning.modules.log_probs import token_log_probs
 
@@ -41,11 +42,8 @@ def test_gradients_are_those_of_the_whole_model_when_it_decoded_in_inference_mod
     shard(sharded, mesh)
     logits = []
     for model in (whole, sharded):
-        engine = LocalEngine(model)
-        with torch.inference_mode(), engine.session():
-            engine.allocate(2, 16)
-            engine.extend(torch.arange(2), TOKEN_IDS, torch.tensor([6, 6]))
-            logits.append(engine.step(torch.tensor([3, 4]), torch.tensor([True, True])).clone())
+        with torch.inference_mode():
+            logits.append(logits_behind(LocalModel(model), torch.tensor([[3], [4]]), TOKEN_IDS))
         token_log_probs(model, TOKEN_IDS, MASK).log_probs.sum().backward()
     torch.testing.assert_close(logits[1], logits[0])
     expected = {name: parameter.grad for name, parameter in whole.named_parameters()}

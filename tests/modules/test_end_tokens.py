@@ -45,8 +45,8 @@ def mislabelled(small_pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Ca
 @pytest.mark.parametrize("eos_token", ["<|im_end|>", "<|endoftext|>"])
 def test_a_config_that_names_another_token_does_not_keep_a_completion_from_ending(mislabelled, eos_token) -> None:
     student = mislabelled("teacher", eos_token=eos_token, config_id=END_OF_TEXT)
-    relay = load_relay(student, None, num_slots=1)
-    assert set(relay.decoder.student.eos_token_ids) == {END_OF_TEXT, END_OF_TURN}
+    relay = load_relay(student, None, max_num_seqs=1)
+    assert set(relay.engine.student.eos_token_ids) == {END_OF_TEXT, END_OF_TURN}
     [answer] = relay.generate([QUESTION], GREEDY, policy="teacher_free")
     assert answer.finish_reason == FinishReason.STOP
     assert answer.token_ids[-1] == END_OF_TURN
@@ -58,21 +58,21 @@ def test_the_teacher_ends_by_its_own_tokenizer_and_the_template_it_reads(small_p
     settings = Path(teacher) / "tokenizer_config.json"
     bare = {key: value for key, value in json.loads(settings.read_text()).items() if key != "chat_template"}
     settings.write_text(json.dumps(bare))
-    relay = load_relay(small_pair.student, teacher, num_slots=1)
-    assert relay.decoder.teacher is not None
-    assert set(relay.decoder.teacher.eos_token_ids) == {END_OF_TEXT, END_OF_TURN}
+    relay = load_relay(small_pair.student, teacher, max_num_seqs=1)
+    assert relay.engine.teacher is not None
+    assert set(relay.engine.teacher.model.eos_token_ids) == {END_OF_TEXT, END_OF_TURN}
     [answer] = relay.generate([QUESTION], GREEDY, policy="teacher_only")
     assert answer.finish_reason == FinishReason.TEACHER_STOP
 
 
 def test_generation_config_and_config_are_both_in_force_and_foreign_ids_are_not(mislabelled) -> None:
     student = mislabelled("student", eos_token="<|im_end|>", config_id=7, generation_ids=[5, 10**6])
-    assert load_relay(student, None, num_slots=1).decoder.student.eos_token_ids == (END_OF_TURN, 5, 7)
+    assert load_relay(student, None, max_num_seqs=1).engine.student.eos_token_ids == (END_OF_TURN, 5, 7)
 
 
-def test_the_tokens_in_force_are_said_when_the_decoder_is_set_up(small_pair, mislabelled, caplog) -> None:
+def test_the_tokens_in_force_are_said_when_the_engine_is_set_up(small_pair, mislabelled, caplog) -> None:
     with caplog.at_level(logging.INFO):
-        load_relay(small_pair.student, mislabelled("teacher", eos_token="<|endoftext|>", config_id=0), num_slots=1)
+        load_relay(small_pair.student, mislabelled("teacher", eos_token="<|endoftext|>", config_id=0), max_num_seqs=1)
     said = [record.message for record in caplog.records if "stops at" in record.message]
     assert len(said) == 2
     assert said[0].endswith("stops at <|im_end|> (2).")

@@ -49,12 +49,12 @@ def weights(module: LightningModule) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def test_the_trainers_log_probs_equal_the_decoders_before_the_first_update(fit: Any) -> None:
+def test_the_trainers_log_probs_equal_the_samplers_before_the_first_update(fit: Any) -> None:
     _, steps = fit(1)
     assert 0.0 <= steps[0]["sampling/sampling_logp_difference/max"] < 1e-4
 
 
-def test_recomputed_log_probs_equal_the_decoders_when_the_student_drops_out(fit: Any) -> None:
+def test_recomputed_log_probs_equal_the_samplers_when_the_student_drops_out(fit: Any) -> None:
     """Adapters change nothing, and so drop nothing, before the first update: the second rollout shows it."""
     _, steps = fit(2, lora=LoRASettings(rank=4, dropout=0.5), old_log_probs="recompute", **SGD)
     assert 0.0 <= steps[1]["sampling/sampling_logp_difference/max"] < 1e-4
@@ -200,7 +200,7 @@ def test_limits_are_the_students_own_unless_others_are_given(
     def calls(**options: Any) -> float:
         trainer, module = make_trainer(1), make_module(student=str(student), **options)
         trainer.fit(module, make_data())
-        assert module.decoding.eos_policy == "return"
+        assert module.decoding.limits.eos_policy == "return"
         return trainer.callback_metrics["relay/calls_per_completion"].item()
 
     assert calls() == 0
@@ -221,7 +221,7 @@ def test_a_checkpoint_holds_the_student_alone_and_plain_types(
     checkpoint = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == {f"student.{name}" for name in module.student.state_dict()}
     assert "hyper_parameters" not in checkpoint
-    assert module.decoder.teacher is not None  # there was one to leak
+    assert module.engine.teacher is not None  # there was one to leak
 
 
 def test_a_checkpoint_holds_adapters_alone_with_lora_and_restores_them(
@@ -292,9 +292,21 @@ def test_settings_that_cannot_work_are_refused(make_module: Any, options: dict[s
         make_module(**options)
 
 
-def test_rollouts_that_cannot_be_divided_are_refused(fit: Any) -> None:
-    with pytest.raises(ValueError, match="16 completions of a rollout cannot be divided"):
-        fit(1, data={"steps_per_rollout": 3})
+@pytest.mark.parametrize(
+    ("num_steps", "num_micro_batches", "sentence"),
+    [
+        (3, 1, "16 completions of a rollout cannot be divided into 3 optimiser steps .* of 1 micro-batches"),
+        (2, 3, "16 completions of a rollout cannot be divided into 2 optimiser steps .* of 3 micro-batches"),
+        (1, 32, "16 completions .* of 32 micro-batches"),
+    ],
+)
+def test_rollouts_that_cannot_be_divided_are_refused_before_models_are_loaded(
+    make_module: Any, make_data: Any, make_trainer: Any, num_steps: int, num_micro_batches: int, sentence: str
+) -> None:
+    module, data = make_module(), make_data(steps_per_rollout=num_steps)
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(1, accumulate_grad_batches=num_micro_batches).fit(module, data)
+    assert module.student is None
 
 
 def test_a_learning_rate_schedule_advances_once_per_optimiser_step(fit: Any) -> None:

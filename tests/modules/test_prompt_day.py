@@ -55,7 +55,7 @@ def test_a_run_resumed_on_a_later_day_reads_the_prompts_of_its_first_day(
     [prompt] = module.build_prompts(make_problem())
     assert "25 Nov 2026" in prompt.text
     if has_bridge:
-        read = module._teacher_tokenizer.decode(module.decoder.bridge.encode_prompt(prompt))
+        read = module._teacher_tokenizer.decode(module.engine.bridge.encode_prompt(prompt))
         assert "25 Nov 2026" in read
     new_run = make_module(student_loading=loading)
     assert new_run.prompt_day == datetime.date(2026, 12, 3)

@@ -12,10 +12,11 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.modules.randomness import derive_seed, seeded
 from relay_lightning.modules.rollout_buffer import RolloutBuffer
 from relay_lightning.modules.rollouts import DecodeSettings, RewardSettings, Sample, judge, score_samples
+from relay_lightning.relay.requests import CallLimits
 from relay_lightning.rewards.answers import AnswerStatus
 from relay_lightning.types import Completion, FinishReason, Prompt, RelaySpan, RewardCase, TokenSource
 
-DECODING = DecodeSettings(2, SamplingParams(10), SamplingParams(10), "command", None, None, "finish", seed=0)
+DECODING = DecodeSettings(2, SamplingParams(10), SamplingParams(10), "command", CallLimits(), seed=0)
 REWARDS = RewardSettings("difficulty_aware", 1.5, True, "group", "grpo", overlong_buffer=0)
 
 

@@ -77,7 +77,7 @@ def test_warm_student_writes_commands_when_sampled_and_keeps_its_skill(models):
 
 def test_relay_student_asks_for_as_many_tokens_as_it_uses_when_no_limit_binds():
     """The length of a call is the student's own: 40 problems, greedy, with and without the limit of its training."""
-    relay = load_relay("tiny:relay-student", num_slots=40)
+    relay = load_relay("tiny:relay-student", max_num_seqs=40)
     questions = [problem.question for problem in PROBLEMS[:40]]
     free = relay.generate(questions, max_call_tokens=None)
     spans = [span for completion in free for span in completion.spans]

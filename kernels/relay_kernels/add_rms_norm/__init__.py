@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from relay_kernels.add_rms_norm.native_impl import add_rms_norm_native
 from relay_kernels.add_rms_norm.reference import add_rms_norm_reference, check_add_rms_norm
-from relay_kernels.backends import choose_backend_for
+from relay_kernels.backends import are_fake, choose_backend_for
 
 NAMES = ("hidden", "weight", "residual")
 MAX_TRITON_SIZE = 16384
@@ -31,6 +32,8 @@ def add_rms_norm(
         from relay_kernels.add_rms_norm.triton_impl import add_rms_norm_triton
 
         return add_rms_norm_triton(hidden, weight, eps, residual)
+    if are_fake(hidden, weight, residual):
+        return torch.empty_like(hidden), hidden if residual is None else torch.empty_like(hidden)
     return add_rms_norm_reference(hidden, weight, eps, residual)
 
 

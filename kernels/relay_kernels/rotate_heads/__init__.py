@@ -5,9 +5,10 @@ Shapes: N rows, T tokens, H query heads, K key heads, D head size.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from relay_kernels.backends import choose_backend_for
+from relay_kernels.backends import are_fake, choose_backend_for
 from relay_kernels.rotate_heads.native_impl import rotate_heads_native
 from relay_kernels.rotate_heads.reference import check_rotate_heads, rotate_heads_reference
 
@@ -41,4 +42,6 @@ def rotate_heads(
         from relay_kernels.rotate_heads.triton_impl import rotate_heads_triton
 
         return rotate_heads_triton(*arguments, eps)
+    if are_fake(*arguments):
+        return torch.empty_like(query), torch.empty_like(key)
     return rotate_heads_reference(*arguments, eps)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from relay_kernels.backends import choose_backend_for
+from relay_kernels.backends import are_fake, choose_backend_for
 from relay_kernels.silu_mul.native_impl import silu_mul_native
 from relay_kernels.silu_mul.reference import check_silu_mul, silu_mul_reference
 
@@ -23,4 +24,6 @@ def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
         from relay_kernels.silu_mul.triton_impl import silu_mul_triton
 
         return silu_mul_triton(gate, up)
+    if are_fake(gate, up):
+        return torch.empty_like(gate)
     return silu_mul_reference(gate, up)

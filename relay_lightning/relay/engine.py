@@ -234,10 +234,7 @@ class RelayEngine:
 
     def _begin_generate(self) -> None:
         if self._is_generating:
-            raise RuntimeError(
-                "this relay is decoding already: generate cannot be called inside a generate of the same pair,"
-                " such as from its on_progress"
-            )
+            raise RuntimeError("generate cannot be called inside a generate of the same pair, as from its on_progress")
         self._is_generating = True
         self._loop.stats = DecodeStats()
         self._runner.stats.reset()

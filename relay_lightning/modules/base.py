@@ -23,7 +23,7 @@ from relay_lightning.data.prompt_limits import PromptLimit, context_limit
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.data.template_parts import template_parts
-from relay_lightning.engine.kv_budget import KVCacheGB
+from relay_lightning.engine.kv_budget import KVCacheGB, require_sizes
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import Judged, judged
@@ -103,6 +103,7 @@ class RelayModule(LightningModule):
                 f"student_loading.quantization is {student_loading.quantization}, whose weights cannot be trained; "
                 "set lora as well, or quantization: null."
             )
+        require_sizes(max_num_seqs, kv_cache_gb, block_size)
         self.student_name = student
         self.teacher_name = teacher
         self.student_loading = student_loading

@@ -82,6 +82,19 @@ def test_a_request_that_can_never_fit_is_refused_with_its_id_and_others_go_on(na
     assert num_used(engine) == [0, 0]
 
 
+def test_models_are_closed_when_the_only_request_is_refused():
+    engine = build(num_blocks=4)
+    with pytest.raises(ValueError, match="prompt 77 is empty"):
+        engine.add_request(RelayRequest(Prompt(77, ())))
+    assert engine.student.num_sessions == 1
+    assert not engine.student.is_open
+    assert not engine.teacher.model.is_open
+    request_id = engine.add_request(request(0, 5))
+    assert engine.student.is_open
+    engine.abort(request_id)
+    assert not engine.student.is_open
+
+
 def test_generate_decodes_nothing_and_keeps_nothing_when_one_of_its_requests_is_refused():
     engine = build(num_blocks=4)
     with pytest.raises(ValueError, match="prompt 77"):

@@ -128,6 +128,10 @@ class PagedKVCache:
             "backend": self._backend,
         }
 
+    def clear(self) -> None:
+        """Drops all keys and values; the next pass may have others of another dtype."""
+        self._storages = []
+
     def keys_of(self, layer_index: int) -> Tensor:
         """Returns the keys of a layer, [N, P, K, D]."""
         return self._storages[layer_index][0]

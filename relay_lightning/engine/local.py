@@ -114,6 +114,7 @@ class LocalModel:
             if self._forward is None or self._forward[0] != addresses:
                 forward = Blocks(self.model, self.max_context) if self._has_blocks else _ModelPass(self.model)
                 self._forward = (addresses, forward)
+                self._kv_bytes = {}
             yield self._forward[1]
 
     @contextmanager

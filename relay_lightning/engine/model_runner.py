@@ -18,7 +18,7 @@ from torch import Tensor
 from relay_lightning.engine.base import ForwardPass, TokenModel
 from relay_lightning.engine.context import Context
 from relay_lightning.engine.cuda_graphs import Capture, StepGraphs
-from relay_lightning.engine.kv_cache import PagedKVCache
+from relay_lightning.engine.kv_cache import PagedKVCache, autocast_dtype
 from relay_lightning.engine.padding_ids import normalize_over_all
 from relay_lightning.engine.prefiller import Prefiller
 from relay_lightning.engine.runner_stats import RunnerStats
@@ -68,8 +68,8 @@ class ModelRunner:
         self.prefiller = Prefiller(self.cache, self.stats)
         self._graphs = None if capture is None else StepGraphs(capture, num_rows, device)
         self._forward: ForwardPass | None = None
-        self._last_forward: ForwardPass | None = None
-        """Forward pass of the last session; its graphs are valid for it alone."""
+        self._last_pass: tuple[ForwardPass, torch.dtype | None] | None = None
+        """Forward pass and autocast of the last session; graphs, keys and values are valid for them alone."""
         self._session = ExitStack()
         self._weights_version = -1
         self._num_parameters = model.num_parameters
@@ -79,9 +79,12 @@ class ModelRunner:
         if self._forward is not None:
             return
         forward = self._session.enter_context(self.model.session())
-        if forward is not self._last_forward:
+        self._forward = forward
+        if self._last_pass != (forward, dtype := autocast_dtype(self.model.device.type)):
+            self._last_pass = forward, dtype
             self._drop_graphs()
-        self._forward = self._last_forward = forward
+            self.cache.clear()
+            self.prefiller.blocks.forget()
         if self._weights_version != (version := self.model.weights_version()):
             self.prefiller.blocks.forget()
             self._weights_version = version

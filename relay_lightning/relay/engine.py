@@ -92,6 +92,8 @@ class RelayEngine:
         self._num_requests = 0
         self._num_blocks = 0
         """KV blocks of each model; 0 when they have no memory."""
+        self._kv_bytes = 0
+        """Size of a token's keys and values in these blocks."""
         self._most_blocks: int | None = None
         """Blocks for which memory is known to suffice, once it has not."""
         self._is_open = False
@@ -118,10 +120,13 @@ class RelayEngine:
         others go on.
         """
         with DECODING:
-            self.acquire()
-            sequence = self._admission.sequence_of(request, self._num_requests, self._num_blocks * self.block_size)
-            self._num_requests += 1
-            self._loop.add(sequence)
+            try:
+                self.acquire()
+                sequence = self._admission.sequence_of(request, self._num_requests, self._num_blocks * self.block_size)
+                self._num_requests += 1
+                self._loop.add(sequence)
+            finally:
+                self._close_if_idle()
             return sequence.request_id
 
     def abort(self, request_id: int) -> bool:
@@ -181,6 +186,8 @@ class RelayEngine:
                 self._runner.open()
                 if self.teacher is not None:
                     self.teacher.open()
+                if self._num_blocks and self._kv_bytes != self._kv_bytes_per_token():  # in another precision
+                    self._allocate(0)
             if not self._num_blocks:
                 self._allocate(self._blocks_that_fit())
 
@@ -209,12 +216,15 @@ class RelayEngine:
         self._loop.stats.wall_s += time.perf_counter() - start_s
 
     def _blocks_that_fit(self) -> int:
-        contexts, bytes_per_token = [self.student.max_context], self.student.kv_bytes_per_token()
-        if self.teacher is not None and (teacher_bytes := self.teacher.kv_bytes_per_token()):
-            contexts.append(self.teacher.max_context)
-            bytes_per_token += teacher_bytes
-        most = self._most_blocks or self.max_num_seqs * -(-max(contexts) // self.block_size)
-        return num_kv_blocks(self.kv_cache_gb, bytes_per_token, self.block_size, most, self.student.device)
+        longest = self.student.max_context
+        if self.teacher is not None and self.teacher.is_local:
+            longest = max(longest, self.teacher.max_context)
+        most = self._most_blocks or self.max_num_seqs * -(-longest // self.block_size)
+        self._kv_bytes = self._kv_bytes_per_token()
+        return num_kv_blocks(self.kv_cache_gb, self._kv_bytes, self.block_size, most, self.student.device)
+
+    def _kv_bytes_per_token(self) -> int:
+        return self.student.kv_bytes_per_token() + (self.teacher.kv_bytes_per_token() if self.teacher else 0)
 
     def _allocate(self, num_blocks: int) -> None:
         self._runner.allocate(num_blocks)

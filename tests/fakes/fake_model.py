@@ -51,6 +51,7 @@ class FakeModel:
         self.num_fed_tokens = 0
         self.num_passes = 0
         self.num_sessions = 0
+        self.is_open = False
         self.version = 0
         self.contexts: dict[int, list[int]] = {}
         """What was read last by the row of a block table that begins with each block."""
@@ -58,7 +59,9 @@ class FakeModel:
     @contextmanager
     def session(self) -> Iterator[ForwardPass]:
         self.num_sessions += 1
+        self.is_open = True
         yield self
+        self.is_open = False
 
     def weights_version(self) -> int:
         return self.version

@@ -47,8 +47,9 @@ class GRPOModule(RelayModule):
         teacher_loading: the same of the teacher.
         group_size: completions per prompt.
         max_num_seqs: completions decoded at once, at most.
-        kv_cache_gb: memory for the keys and values of student and teacher in GB; `auto` takes most of what is free.
-        block_size: tokens of a block of keys and values, a multiple of 16.
+        kv_cache_gb: memory for the keys and values of student and teacher in GB; `auto` takes most of what is
+            free, which `fit` on a GPU plans.
+        block_size: tokens of a block of keys and values, a multiple of 16, and of 256 under flash_attention_2.
         cuda_graphs: on a GPU, whether decode steps are captured in CUDA graphs.
         max_completion_tokens: budget of a completion, the teacher's tokens included.
         temperature: of the student's samples; log-probabilities are taken at it as well.

@@ -10,7 +10,7 @@ import torch
 from relay_kernels.relay_step import TokenSource
 
 from relay_lightning.engine.base import TokenModel
-from relay_lightning.engine.cuda_graphs import CudaCapture
+from relay_lightning.engine.cuda_graphs import new_capture
 from relay_lightning.engine.kv_budget import KVCacheGB, num_kv_blocks, require_sizes
 from relay_lightning.engine.model_runner import ModelRunner
 from relay_lightning.engine.turns import DECODING
@@ -83,7 +83,7 @@ class RelayEngine:
         self.cuda_graphs = cuda_graphs
         self._admission = Admission(student, teacher, protocol, bridge)
         num_token_ids, num_teacher_ids = self._admission.num_token_ids
-        capture = CudaCapture(device) if cuda_graphs and device.type == "cuda" else None
+        capture = new_capture(device) if cuda_graphs else None
         if teacher is not None:
             teacher.configure(max_num_seqs, block_size, num_teacher_ids, steps_per_sync, capture)
         table = protocol.table_of(num_token_ids)

@@ -173,7 +173,7 @@ def on_a_gpu(precision: str) -> SimpleNamespace:
 
 @pytest.mark.usefixtures("_small_device")
 def test_a_run_on_a_gpu_is_planned_by_default_if_it_can_be(small_pair):
-    module = GRPOModule(student=small_pair.student, teacher=small_pair.teacher, num_slots=64)
+    module = GRPOModule(student=small_pair.student, teacher=small_pair.teacher, max_num_seqs=64)
     data = PromptDataModule()
     with pytest.raises(RuntimeError, match="does not fit: peak"):
         plan_run(module, data, on_a_gpu("32-true"), None)
@@ -182,21 +182,51 @@ def test_a_run_on_a_gpu_is_planned_by_default_if_it_can_be(small_pair):
     plan_run(module, data, on_a_gpu("32-true"), "off")
 
 
+def test_fit_on_a_gpu_gives_the_run_the_planned_memory_for_keys_and_values(small_pair, monkeypatch, caplog):
+    monkeypatch.setattr("relay_lightning.commands.plan.own_memory_bytes", lambda _: 1e9)
+    data = PromptDataModule()
+
+    def fitted(**options):
+        module = GRPOModule(student=small_pair.student, teacher=small_pair.teacher, max_num_seqs=64, **options)
+        plan_run(module, data, on_a_gpu("32-true"), None)
+        return module.kv_cache_gb
+
+    gigabytes = fitted()
+    (num_blocks,) = map(int, re.findall(r"kv_cache_gb: auto\), (\d+) blocks of 16 tokens", caplog.text))
+    bytes_per_token = 2 * 2 * 2 * 32 * 4  # two models of one layer: keys and values of two heads of 32 numbers
+    assert gigabytes == pytest.approx(num_blocks * 16 * bytes_per_token / 1e9, abs=2e-6)
+    assert fitted(kv_cache_gb=0.01) == 0.01
+
+
 @pytest.mark.slow
-def test_automatic_slots_change_nothing_but_their_number(in_process, config, caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr("relay_lightning.commands.plan.own_memory_bytes", lambda _: 0.031e9)
+def test_memory_for_keys_and_values_changes_no_sample(in_process, config, tmp_path):
     quiet = ("--report.enabled", "false", "--trainer.max_steps", 2)
-    chosen = in_process("fit", "--config", config, *quiet, "--model.num_slots", "auto", "--run_dir", "auto")
-    assert chosen.exit_code == 0, chosen.errors
-    (number,) = re.findall(r"num_slots: auto is (\d+)", caplog.text)
-    assert 1 < int(number) < 16, "neither the least nor all rows of a rollout"
-    given = in_process("fit", "--config", config, *quiet, "--run_dir", "given")
-    assert given.exit_code == 0, given.errors
-    rollouts = [(tmp_path / name / "rollouts.jsonl").read_bytes() for name in ("auto", "given")]
+    for name, gigabytes in (("much", "auto"), ("little", 0.0004)):
+        arguments = ("--model.kv_cache_gb", gigabytes, "--run_dir", name)
+        result = in_process("fit", "--config", config, *quiet, *arguments)
+        assert result.exit_code == 0, result.errors
+    rollouts = [(tmp_path / name / "rollouts.jsonl").read_bytes() for name in ("much", "little")]
     assert rollouts[0] == rollouts[1]
 
 
-def test_plan_shows_how_many_slots_there_is_room_for(in_process, config):
-    result = in_process("plan", "--config", config, "--model.num_slots", "auto", "--device_memory_gb", 80)
+def test_plan_shows_how_many_rows_the_keys_and_values_hold(in_process, config):
+    limits = ("--data.max_prompt_tokens", 96, "--model.kv_cache_gb", 0.001)
+    result = in_process("plan", "--config", config, *limits, "--device_memory_gb", 80)
     assert result.exit_code == 0, result.errors
-    assert "num_slots: auto is 256\n" in result.output, "all rows of an evaluation batch"
+    assert "keys and values: 0.00 GB (kv_cache_gb: 0.001), 61 blocks of 16 tokens for each model\n" in result.output
+    assert "7 rows of the longest length (128 tokens), or 30 of a mean length (24 + 8 tokens: " in result.output
+    shorter = in_process("plan", "--config", config, *limits, "--mean_completion_tokens", 25, "--device_memory_gb", 80)
+    assert "or 15 of a mean length (24 + 25 tokens: " in shorter.output
+
+
+@pytest.mark.parametrize("mean", [0, 33])
+def test_a_mean_length_beyond_the_longest_is_refused(in_process, config, mean):
+    result = in_process("plan", "--config", config, "--mean_completion_tokens", mean)
+    assert result.exit_code == 2
+    assert re.search(rf"mean_completion_tokens must be from 1 to .*, 32, not {mean}\.", result.sentence)
+
+
+def test_plan_says_what_auto_is_on_a_cpu(in_process, config):
+    result = in_process("plan", "--config", config, "--trainer.accelerator", "cpu", "--device_memory_gb", 0.1)
+    assert result.exit_code == 0, result.errors
+    assert "(kv_cache_gb: auto, at most 25% of all memory), 512 blocks of 16 tokens" in result.output

@@ -82,14 +82,12 @@ class RelayEngine:
         self.kv_cache_gb = kv_cache_gb
         self.cuda_graphs = cuda_graphs
         self._admission = Admission(student, teacher, protocol, bridge)
-        num_token_ids, num_teacher_ids = self._admission.num_token_ids
+        num_ids, num_teacher_ids = self._admission.num_token_ids
         capture = new_capture(device) if cuda_graphs else None
         if teacher is not None:
             teacher.configure(max_num_seqs, block_size, num_teacher_ids, steps_per_sync, capture)
-        table = protocol.table_of(num_token_ids)
-        self._runner = ModelRunner(
-            student, TokenSource.STUDENT, max_num_seqs, block_size, num_token_ids, table, capture
-        )
+        table = protocol.table_of(num_ids)
+        self._runner = ModelRunner(student, TokenSource.STUDENT, max_num_seqs, block_size, num_ids, table, capture)
         self._loop = RelayLoop(self._runner, teacher, protocol, bridge, steps_per_sync)
         self._num_requests = 0
         self._num_blocks = 0
@@ -173,7 +171,7 @@ class RelayEngine:
                         on_progress(len(done))
             finally:
                 for request_id in ids:
-                    self.abort(request_id)
+                    self._loop.abort(request_id)
                 self._is_generating = False
                 self._close_if_idle()
         return [done[request_id] for request_id in ids]

@@ -114,7 +114,7 @@ class Scheduler:
             self._prefiller.evict(context)
 
     def _parked_for(self, context: Context) -> list[Context]:
-        """Returns the contexts without a turn whose blocks `context` may have: idle ones, and younger ones that wait."""
+        """Returns the contexts whose blocks `context` may have: idle ones, and younger ones that wait."""
         waiting = (other for other in self.waiting.values() if other.age > context.age)
         return [other for other in (*self.idle.values(), *waiting) if other.blocks]
 
@@ -171,9 +171,11 @@ class TurnTaker:
         elif self._num_waited > MAX_WAIT:
             self._switch()
             self._num_reserved = BURST - 1
-        elif TEACHER_WEIGHT * num_calls != num_students:
-            if (TEACHER_WEIGHT * num_calls > num_students) != self._is_teachers:
+        elif self._is_teachers:
+            if TEACHER_WEIGHT * num_calls < num_students:
                 self._switch()
+        elif TEACHER_WEIGHT * num_calls > num_students:
+            self._switch()
         return self._is_teachers
 
     def _switch(self) -> None:

@@ -69,11 +69,13 @@ class FakeModel:
     def kv_bytes_per_token(self) -> int:
         return 8
 
-    def extend(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> Tensor:
+    def extend(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> Tensor:  # noqa: ARG002
         self._read(token_ids, cache, 0)
         return token_ids[..., None].float()
 
-    def step(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor | None]:
         contexts = self._read(token_ids, cache, 0)
         logits = torch.full((len(token_ids), self.vocab_size), torch.nan)
         for row, context in enumerate(contexts):

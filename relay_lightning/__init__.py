@@ -1,4 +1,4 @@
-"""A small model that learns when to hand the pen to a large one, trained and served by one token-exact relay engine.
+"""A small model learns when to call a large one; one relay engine trains, evaluates and serves them.
 
 The names below are imported on first use, so that `import relay_lightning` costs nothing.
 """

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+from lightning.fabric.utilities.enums import LightningEnum
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -62,6 +64,10 @@ HELP = (
 )
 for record_filter in (lambda record: "Tip:" not in record.getMessage(), escape_record):
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(record_filter)
+# A default of Lightning's Timer that PyYAML cannot write.
+yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, value: dumper.represent_str(str(value.value)))
+# Metrics of validation are summed over all processes before they are logged.
+warnings.filterwarnings("ignore", message="It is recommended to use `self.log.*sync_dist=True")
 warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of PyTorch
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from relay_lightning.data.chat_template import encode_prompt, end_token_ids, make_prompt, unknown_turn_end
 from relay_lightning.data.notices import announce, notify
-from relay_lightning.engine.kv_budget import KVCacheGB
+from relay_lightning.engine.kv_budget import KVCacheGB, require_sizes
 from relay_lightning.engine.local import LocalModel
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.models.loading import load_model, load_tokenizer
@@ -51,12 +51,13 @@ def load_relay(
 
     A name is a local folder, a hub id, or one of the embedded tiny:student, tiny:warm-student, tiny:relay-student and
     tiny:teacher. The student's `relay_config.json`, if it has one, gives the relay its defaults. teacher None: the
-    student alone (`policy="teacher_free"`). max_num_seqs: sequences in flight at most. kv_cache_gb: memory for the keys and values of
-    both models, in blocks of block_size tokens. cuda_graphs: on a GPU, whether
-    decode steps are captured. device: by default a GPU where there is one. dtype: of both models where their settings
-    name none; by default what each model's config names. student_loading, teacher_loading: quantisation and attention.
+    student alone (`policy="teacher_free"`). max_num_seqs: sequences in flight at most. kv_cache_gb: memory for the keys
+    and values of both models, in blocks of block_size tokens. cuda_graphs: on a GPU, whether decode steps are captured.
+    device: by default a GPU where there is one. dtype: of both models where their settings name none; by default what
+    each model's config names. student_loading, teacher_loading: quantisation and attention.
     Raises as `load_model` and `read_relay_config` do.
     """
+    require_sizes(max_num_seqs, kv_cache_gb, block_size)
     if teacher is not None and "://" in teacher:
         raise ValueError(f"teacher={teacher!r} is a URL; a served teacher is not supported, name a model")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -51,7 +51,7 @@ def print_line(text: str) -> None:
 
 def print_error(sentence: str) -> None:
     """Prints the sentence that a refused command ends in."""
-    print(f"error: {one_line(sentence)}", file=sys.stderr)
+    sys.stderr.write(f"error: {one_line(sentence)}\n")  # in one piece: several processes may write theirs at once
 
 
 def escape_record(record: logging.LogRecord) -> bool:

@@ -17,9 +17,10 @@ import torch
 from relay_kernels.relay_step import (
     CommandTable,
     RandomStream,
+    RelayStepInputs,
     RelayStepState,
     RowStatus,
-    Writer,
+    TokenSource,
     philox_uniform,
     relay_step,
 )
@@ -48,49 +49,59 @@ class Step:
 
     logits: Tensor  # [B, V]
     state: RelayStepState
+    whole: RelayStepState  # the same without top-k and top-p
     table: CommandTable
     eos_token_ids: Tensor
 
 
-def draw(target: Target, num_rows: int, vocab_size: int) -> Step:
-    """A step in which every row goes on: no call is allowed and the end is all but impossible."""
+def draw(target: Target, num_rows: int, vocab_size: int, options: Mapping[str, float]) -> Step:
+    """A step in which every row goes on: no token completes a command and the end is all but impossible."""
     logits = target.normal(num_rows, vocab_size, scale=SPREAD)
     logits[:, -NUM_EOS:] = -1e4
     state = RelayStepState.empty(num_rows, MAX_TOKENS, target.device)
     state.status.fill_(int(RowStatus.STUDENT))
     state.token_limit.fill_(MAX_TOKENS)
     state.sample_index.copy_(torch.arange(num_rows))
+    state.seed.fill_(SEED)
+    whole = copy.deepcopy(state)
+    for name, value in options.items():
+        getattr(state, name).fill_(value)
     table = CommandTable(
         next_state=target.integers(0, NUM_STATES, NUM_STATES, vocab_size, dtype=torch.uint8),
         is_complete=torch.zeros(NUM_STATES, vocab_size, dtype=torch.bool, device=target.device),
+        is_opening=torch.zeros(NUM_STATES, vocab_size, dtype=torch.bool, device=target.device),
         digit_action=target.integers(0, 4, NUM_STATES, vocab_size, dtype=torch.int16),
         digit_scale=torch.tensor([1, 10, 100, 0], device=target.device),
         digit_value=torch.tensor([0, 7, 42, 3], device=target.device),
     )
     eos_token_ids = torch.arange(vocab_size - NUM_EOS, vocab_size, device=target.device)
-    return Step(logits, state, table, eos_token_ids)
+    return Step(logits, state, whole, table, eos_token_ids)
 
 
-def call(step: Step, backend: str, options: Mapping[str, float]) -> None:
+def call(step: Step, backend: str, truncates: bool, is_whole: bool = False) -> None:
     relay_step(
-        step.logits, step.state, writer="student", eos_token_ids=step.eos_token_ids, table=step.table, seed=SEED,
-        backend=backend, **options,
+        step.logits, step.whole if is_whole else step.state, writer=TokenSource.STUDENT,
+        eos_token_ids=step.eos_token_ids, table=step.table, truncates=truncates, backend=backend,
     )  # fmt: skip
 
 
-def check(step: Step, backend: str, options: Mapping[str, float]) -> list[Check]:
+def check(step: Step, backend: str, truncates: bool) -> list[Check]:
     """Draws, log-probabilities and state after one step.
 
     A draw errs by how far the uniform number lies outside the token's interval of the fp64 cumulative distribution:
     two implementations may well draw neighbours where it lies on the edge.
     """
     plain, actual = copy.deepcopy(step), copy.deepcopy(step)
-    call(plain, "reference", options)
-    call(actual, backend, options)
+    call(plain, "reference", truncates)
+    call(actual, backend, truncates)
     before, rows = step.state, torch.arange(step.logits.shape[0], device=step.logits.device)
-    uniform = philox_uniform(SEED, before.prompt_id, before.sample_index, before.num_tokens, RandomStream.STUDENT)
+    uniform = philox_uniform(
+        before.seed, before.prompt_id, before.sample_index, before.num_tokens, RandomStream.STUDENT
+    )
     log_probs = step.logits.double().log_softmax(-1)
-    kept = keep_most_probable(log_probs.exp(), **options) if options else log_probs.exp()
+    kept = log_probs.exp()
+    if truncates:
+        kept = keep_most_probable(kept, before.top_k, before.top_p.double(), before.min_p.double())
     cut_log_probs = (kept / kept.sum(-1, keepdim=True)).log()
 
     def errors(names: str, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,12 +136,11 @@ def distance(kept: Tensor, uniform: Tensor, token: Tensor) -> Tensor:
     return outside.masked_fill(share == 0, math.inf)
 
 
-def reference(step: Step, options: Mapping[str, float]) -> None:
+def reference(step: Step, truncates: bool) -> None:
     """The reference without the checks before it."""
     relay_step_reference(
-        step.logits, step.state, None, Writer.STUDENT, step.table, step.eos_token_ids, 1.0,
-        int(options.get("top_k", 0)), options.get("top_p", 1.0), 0.0, False, SEED, None,
-    )  # fmt: skip
+        RelayStepInputs(step.logits, step.state, TokenSource.STUDENT, step.eos_token_ids, None, step.table, truncates)
+    )
 
 
 def flash_infer(step: Step, options: Mapping[str, float], generator: torch.Generator | None) -> Tensor:
@@ -154,11 +164,11 @@ def cases(target: Target) -> list[Case]:
 
 
 def case(target: Target, num_rows: int, vocab_size: int, options: Mapping[str, float]) -> Case:
-    ours = partial(call, backend=target.backend, options=options)
-    whole = partial(call, backend=target.backend, options=WHOLE)
+    truncates = bool(options)
+    whole = partial(call, backend=target.backend, truncates=False, is_whole=True)
     rivals: dict[str, Work] = {
-        "reference": partial(reference, options=options),
-        "torch.compile": compiled(partial(reference, options=options)),
+        "reference": partial(reference, truncates=truncates),
+        "torch.compile": compiled(partial(reference, truncates=truncates)),
     }
     has_flash_infer = is_importable("flashinfer")
     if has_flash_infer:
@@ -172,9 +182,9 @@ def case(target: Target, num_rows: int, vocab_size: int, options: Mapping[str, f
         op="relay_step",
         setting=", ".join(f"{name} {value}" for name, value in options.items()) or "temperature only",
         shape={"B": num_rows, "V": vocab_size},
-        make_inputs=lambda: draw(target, num_rows, vocab_size),
-        ours=ours,
-        check=partial(check, backend=target.backend, options=options),
+        make_inputs=lambda: draw(target, num_rows, vocab_size, options),
+        ours=partial(call, backend=target.backend, truncates=truncates),
+        check=partial(check, backend=target.backend, truncates=truncates),
         num_bytes=num_rows * vocab_size * target.dtype.itemsize,
         bars=cut_bars if options else whole_bars,
         rivals=rivals,

@@ -6,6 +6,8 @@
 #include <tvm/ffi/optional.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdint>
 #include <vector>
 
 #include "types.h"
@@ -53,10 +55,29 @@ inline bool are_distinct(const RowIntegers& rows, int64_t count) {
   return are_distinct(&sorted);
 }
 
-// Whether several elements share one address, as after `expand`: such a tensor is not written to.
-inline bool has_shared_elements(const TensorView& tensor) {
+inline bool is_empty(const TensorView& tensor) {
   for (int i = 0; i < tensor.ndim(); ++i) {
-    if (tensor.size(i) > 1 && tensor.stride(i) == 0) return true;
+    if (tensor.size(i) == 0) return true;
+  }
+  return false;
+}
+
+// Whether several elements share one address, as after `expand` or in windows that overlap: such a tensor is not written
+// to. Every dimension must step over all that those of smaller strides span.
+inline bool has_shared_elements(const TensorView& tensor) {
+  constexpr int kMostDimensions = 8;
+  if (is_empty(tensor)) return false;
+  if (tensor.ndim() > kMostDimensions) return true;
+  std::array<int, kMostDimensions> order{};
+  int count = 0;
+  for (int i = 0; i < tensor.ndim(); ++i) {
+    if (tensor.size(i) > 1) order[count++] = i;
+  }
+  std::sort(order.begin(), order.begin() + count, [&](int a, int b) { return tensor.stride(a) < tensor.stride(b); });
+  int64_t span = 1;
+  for (int i = 0; i < count; ++i) {
+    if (tensor.stride(order[i]) < span) return true;
+    span += (tensor.size(order[i]) - 1) * tensor.stride(order[i]);
   }
   return false;
 }
@@ -89,9 +110,7 @@ bool take_matrix(const TensorView& tensor, DLDataType dtype, Rows<T>* rows) {
   if (!is_on(tensor, kCpu) || tensor.ndim() == 0 || !has_type(tensor, dtype.code, dtype.bits)) return false;
   const int last = tensor.ndim() - 1;
   *rows = {static_cast<T*>(tensor.data_ptr()), 0};
-  for (int i = 0; i <= last; ++i) {
-    if (tensor.size(i) == 0) return true;  // Whatever its strides are.
-  }
+  if (is_empty(tensor)) return true;  // Whatever its strides are.
   if (tensor.size(last) > 1 && tensor.stride(last) != 1) return false;
   bool is_first = true;
   int64_t next = 0;

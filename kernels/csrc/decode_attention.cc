@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -32,7 +33,9 @@ bool take_rows(const TensorView& cache, const TensorView& cache_seqlens, const O
   if (!block_table.has_value() && a->num_rows > num_blocks) return false;
   a->blocks.block_size = block_size;
   if (a->blocks.num_columns > 1 && block_size % kBlockStep != 0) return false;
-  const int64_t capacity = block_size * a->blocks.num_columns;
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  const int64_t num_columns = a->blocks.num_columns;
+  const int64_t capacity = block_size > kMost / num_columns ? kMost : block_size * num_columns;
   std::vector<int64_t> written;
   for (int64_t row = 0; row < a->num_rows; ++row) {
     const int64_t length = a->cache_seqlens[row], added = a->num_new[row];

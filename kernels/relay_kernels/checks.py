@@ -55,8 +55,16 @@ def check_epsilon(eps: float) -> None:
 
 
 def has_shared_elements(tensor: Tensor) -> bool:
-    """True where several elements have one address, as after `expand`: such a tensor cannot be written to."""
-    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    """True where several elements have one address, as after `expand` or in windows that overlap: it is not written to.
+
+    Every dimension must step over all that those of smaller strides span.
+    """
+    span = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < span:
+            return tensor.numel() > 0
+        span += (size - 1) * stride
+    return False
 
 
 def check_weight(name: str, weight: Tensor, size: int, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from relay_lightning.models.loading import load_model, load_tokenizer
 from relay_lightning.models.lora import LoRASettings, add_lora
 from relay_lightning.models.quantization import dequantized
 from relay_lightning.models.settings import LoadSettings
+from relay_lightning.models.weight_checksums import write_checksums
 from relay_lightning.relay.relay_config import RELAY_CONFIG_FILE, RelayConfig, read_relay_config
 from relay_lightning.terminal import print_line
 
@@ -30,7 +31,8 @@ def export(ckpt_path: str, output: str, merge: bool = False, trust_remote_code: 
     """Writes the trained student, its tokenizer and chat template to the folder OUTPUT, as safetensors.
 
     `relay_config.json` beside them keeps the run's call limits and how it was evaluated: `load_relay`, `generate` and
-    training take them as their defaults.
+    training take them as their defaults. `SHA256SUMS` holds the checksums of the weights, which are compared when the
+    folder is loaded.
 
     A student trained with LoRA is written as its adapters alone, or with `--merge true` as a whole fp32 model that has
     them added to its weights. Adapters of a 4-bit student are added to its weights as 4 bits had them: those are the
@@ -65,6 +67,7 @@ def _export(ckpt_path: str, folder: Path, merge: bool, trust_remote_code: bool) 
     student.save_pretrained(folder, safe_serialization=True)
     load_tokenizer(settings["student"], loading).save_pretrained(folder)
     (folder / RELAY_CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    write_checksums(folder)
     return int(checkpoint["global_step"])
 
 

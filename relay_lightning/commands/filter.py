@@ -30,7 +30,7 @@ from relay_lightning.data.presets import resolve_source
 from relay_lightning.data.prompt_limits import context_limit, drop_long_prompts
 from relay_lightning.data.records import Problem, load_problems
 from relay_lightning.data.source import SourceMapping
-from relay_lightning.engine.kv_budget import KVCacheGB
+from relay_lightning.engine.kv_budget import KVCacheGB, require_sizes
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import evaluate
 from relay_lightning.files import locked_file, write_atomically
@@ -110,6 +110,7 @@ def filter_(
             "num_samples and problems_per_batch must be at least 1 and threshold in [0, 1], "
             f"but they are {num_samples}, {problems_per_batch} and {threshold}."
         )
+    require_sizes(max_num_seqs, kv_cache_gb)
     rates_path = Path(f"{output}.pass_rates")
     with locked_file(rates_path) as file:
         require_own_files(Path(output), rates_path)

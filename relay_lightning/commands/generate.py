@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from rich.console import Console
@@ -11,10 +12,13 @@ from rich.segment import Segments
 from rich.text import Text
 
 from relay_lightning.commands.parser import run_function
+from relay_lightning.data.chat_template import encode_prompt, make_prompt
+from relay_lightning.data.prompt_limits import context_limit
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.transcript import Transcriber, has_colour
+from relay_lightning.models.loading import load_config, load_tokenizer
 from relay_lightning.models.settings import DEFAULT, LoadSettings
-from relay_lightning.pair import load_relay
+from relay_lightning.pair import load_relay, needs_bridge
 from relay_lightning.relay.relay_config import AUTO, CallLimit
 from relay_lightning.relay.text_stream import Piece
 from relay_lightning.types import Completion
@@ -63,6 +67,8 @@ def generate(
             which takes the student's, else `finish`.
         seed: of the samples.
     """
+    policy = "teacher_free" if teacher is None else policy
+    _require_room(question, student, student_loading, teacher if policy != "teacher_free" else None, teacher_loading)
     relay = load_relay(
         student=student,
         teacher=teacher,
@@ -77,7 +83,7 @@ def generate(
     pieces = relay.stream(
         question,
         sampling,
-        policy="teacher_free" if teacher is None else policy,
+        policy=policy,
         max_calls=max_calls,
         max_call_tokens=max_call_tokens,
         eos_policy=eos_policy,
@@ -102,6 +108,19 @@ def print_pieces(pieces: Iterator[Piece], console: Console) -> Completion:
     show(transcriber.end_run().append("\n"))
     assert piece.completion is not None
     return piece.completion
+
+
+def _require_room(
+    question: str, student: str, student_loading: LoadSettings, teacher: str | None, teacher_loading: LoadSettings
+) -> None:
+    """Raises ValueError, before weights are loaded, for a question that leaves no room in the context of a model."""
+    tokenizer = load_tokenizer(student, student_loading)
+    prompt = make_prompt(tokenizer, 0, question)
+    context_limit("student", load_config(student, student_loading)).require(prompt)
+    if teacher is not None:
+        reader = load_tokenizer(teacher, teacher_loading)
+        encode = partial(encode_prompt, reader) if needs_bridge(tokenizer, reader) else None
+        context_limit("teacher", load_config(teacher, teacher_loading), encode).require(prompt)
 
 
 def summary_line(answer: Completion) -> str:

@@ -20,7 +20,7 @@ from relay_lightning.data.prompt_limits import context_limit, drop_long_prompts
 from relay_lightning.data.records import load_problems
 from relay_lightning.data.sft import CommandSettings, SelfSample
 from relay_lightning.data.source import SourceMapping
-from relay_lightning.engine.kv_budget import KVCacheGB
+from relay_lightning.engine.kv_budget import KVCacheGB, require_sizes
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.files import new_file, write_atomically
 from relay_lightning.json_lines import json_line
@@ -74,6 +74,7 @@ def synthesize(
         kv_cache_gb: memory for keys and values in GB; `auto` takes most of what is free.
         seed: of the samples, the commands, and the embedded world's problems.
     """
+    require_sizes(max_num_seqs, kv_cache_gb)
     problems = load_problems(data, num_problems=num_problems, seed=seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = SamplingParams(max_completion_tokens, temperature)

@@ -34,12 +34,7 @@ def make_train_batches(
     Raises ValueError when the rollouts cannot be divided so.
     """
     rows = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    num_micro_batches = num_steps * micro_batches_per_step
-    if not rows or len(rows) % num_micro_batches:
-        raise ValueError(
-            f"{len(rows)} completions of a rollout cannot be divided into {num_steps} optimiser steps "
-            f"(steps_per_rollout) of {micro_batches_per_step} micro-batches (accumulate_grad_batches)."
-        )
+    require_whole_micro_batches(len(rows), num_steps, micro_batches_per_step)
     rows_per_step = len(rows) // num_steps
     batches: list[TrainBatch] = []
     for start in range(0, len(rows), rows_per_step):
@@ -55,6 +50,15 @@ def make_train_batches(
             replace(batch, num_step_loss_tokens=num_loss_tokens, num_step_rollouts=num_rollouts) for batch in step
         ]
     return batches
+
+
+def require_whole_micro_batches(num_completions: int, num_steps: int, micro_batches_per_step: int) -> None:
+    """Raises ValueError unless the completions of one process's rollout divide into micro-batches of one size."""
+    if not num_completions or num_completions % (num_steps * micro_batches_per_step):
+        raise ValueError(
+            f"{num_completions} completions of a rollout cannot be divided into {num_steps} optimiser steps "
+            f"(steps_per_rollout) of {micro_batches_per_step} micro-batches (trainer.accumulate_grad_batches)."
+        )
 
 
 def _num_tokens(row: tuple[Prompt, Rollout]) -> int:

@@ -70,6 +70,9 @@ class ProblemDataModule(LightningDataModule):
             if {"train", held_out} <= self.problems.keys() and not {"train", held_out}.isdisjoint(added):
                 self._notify_of_leak(held_out)
 
+    def require_whole_steps(self) -> None:
+        """Raises ValueError if processes and micro-batches cannot divide what an optimizer step trains on."""
+
     def val_dataloader(self) -> PromptLoader:
         return self._eval_loader("val")
 

@@ -25,8 +25,15 @@ class PromptLimit:
 
     def allows(self, prompt: Prompt) -> bool:
         """True if the prompt is short enough."""
-        token_ids = prompt.token_ids if self.encode is None else self.encode(prompt)
-        return len(token_ids) <= self.max_tokens
+        return self._count(prompt) <= self.max_tokens
+
+    def require(self, prompt: Prompt) -> None:
+        """Raises ValueError if the prompt is too long."""
+        if not self.allows(prompt):
+            raise ValueError(f"The question has {self._count(prompt)} tokens, which {self.reason}.")
+
+    def _count(self, prompt: Prompt) -> int:
+        return len(prompt.token_ids if self.encode is None else self.encode(prompt))
 
 
 def context_limit(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from relay_lightning.data.collate import require_whole_micro_batches
 from relay_lightning.data.loader import PositionedLoader, TrainPosition, read_position
 from relay_lightning.data.problems import ProblemDataModule, require_positive
 from relay_lightning.data.source import SourceMapping
-from relay_lightning.data.stream import PromptStream, RolloutBatch
+from relay_lightning.data.stream import PromptStream, RolloutBatch, require_equal_shares
 
 
 class PromptDataModule(ProblemDataModule):
@@ -56,6 +57,12 @@ class PromptDataModule(ProblemDataModule):
         require_positive(prompts_per_rollout=prompts_per_rollout, steps_per_rollout=steps_per_rollout)
         self.prompts_per_rollout = prompts_per_rollout
         self.steps_per_rollout = steps_per_rollout
+
+    def require_whole_steps(self) -> None:
+        trainer = self.trainer
+        require_equal_shares(self.prompts_per_rollout, trainer.world_size)
+        num_completions = self.prompts_per_rollout // trainer.world_size * trainer.lightning_module.decoding.group_size
+        require_whole_micro_batches(num_completions, self.steps_per_rollout, trainer.accumulate_grad_batches)
 
     def train_dataloader(self) -> PositionedLoader[RolloutBatch]:
         trainer = self.trainer

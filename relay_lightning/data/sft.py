@@ -55,6 +55,21 @@ class SFTBatch:
         self.batch_index = batch_index
 
 
+def require_whole_micro_batches(batch_size: int, micro_batches_per_step: int, world_size: int) -> None:
+    """Raises ValueError unless the processes' micro-batches of one optimizer step are all of one size."""
+    if batch_size < 1 or batch_size % (micro_batches_per_step * world_size):
+        raise ValueError(
+            f"batch_size must be a positive multiple of {micro_batches_per_step} micro-batches "
+            f"(trainer.accumulate_grad_batches) times {world_size} processes, but is {batch_size}."
+        )
+
+
+def require_enough_samples(batch_size: int, num_samples: int) -> None:
+    """Raises ValueError if the samples do not fill one optimizer step."""
+    if batch_size > num_samples:
+        raise ValueError(f"batch_size is {batch_size}, but there are {num_samples} self-sampled completions.")
+
+
 class SFTStream:
     """Micro-batches as a pure function of (epoch, batch index).
 
@@ -77,13 +92,8 @@ class SFTStream:
         max_tokens: int | None = None,
     ) -> None:
         """max_tokens: of prompt and completion; what commands make longer is cut to it. None cuts nothing."""
-        if batch_size < 1 or batch_size % (micro_batches_per_step * world_size):
-            raise ValueError(
-                f"batch_size must be a positive multiple of {micro_batches_per_step} micro-batches "
-                f"(accumulate_grad_batches) times {world_size} processes, but is {batch_size}."
-            )
-        if batch_size > len(samples):
-            raise ValueError(f"batch_size is {batch_size}, but there are {len(samples)} self-sampled completions.")
+        require_whole_micro_batches(batch_size, micro_batches_per_step, world_size)
+        require_enough_samples(batch_size, len(samples))
         self.samples = tuple(samples)
         self.micro_batches_per_step = micro_batches_per_step
         self._encode_command = encode_command
@@ -209,11 +219,16 @@ class WarmupDataModule(ProblemDataModule):
         self.batch_size = batch_size
         self.commands = CommandSettings(max_commands, max_digit_exponent, command_free_share)
 
+    def require_whole_steps(self) -> None:
+        require_whole_micro_batches(self.batch_size, self.trainer.accumulate_grad_batches, self.trainer.world_size)
+
     def train_dataloader(self) -> PositionedLoader[SFTBatch]:
         trainer = self.trainer
         module = trainer.lightning_module
+        prompts = self.build_prompts("train")
+        require_enough_samples(self.batch_size, len(prompts) * module.samples_per_prompt)
         stream = SFTStream(
-            module.self_sample(self.build_prompts("train")),
+            module.self_sample(prompts),
             module.encode_command,
             self.commands,
             batch_size=self.batch_size,

@@ -21,11 +21,7 @@ class PromptStream:
     def __init__(
         self, prompts: Sequence[Prompt], prompts_per_rollout: int, *, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        if prompts_per_rollout < 1 or prompts_per_rollout % world_size:
-            raise ValueError(
-                f"prompts_per_rollout must be a positive multiple of the {world_size} processes, "
-                f"but is {prompts_per_rollout}."
-            )
+        require_equal_shares(prompts_per_rollout, world_size)
         if prompts_per_rollout > len(prompts):
             raise ValueError(f"prompts_per_rollout is {prompts_per_rollout}, but there are {len(prompts)} prompts.")
         self.prompts = tuple(prompts)
@@ -56,6 +52,15 @@ class PromptStream:
         order = list(range(len(self.prompts)))
         random.Random(f"{self.seed}/{pass_index}/{sampling_round}").shuffle(order)
         return order
+
+
+def require_equal_shares(prompts_per_rollout: int, world_size: int) -> None:
+    """Raises ValueError unless the prompts of a rollout can be dealt out evenly to the processes."""
+    if prompts_per_rollout < 1 or prompts_per_rollout % world_size:
+        raise ValueError(
+            f"prompts_per_rollout must be a positive multiple of the {world_size} processes, "
+            f"but is {prompts_per_rollout}."
+        )
 
 
 class RolloutBatch:

@@ -50,7 +50,7 @@ class TokenModel(Protocol):
         """Backend of `decode_attention`."""
 
     def session(self) -> AbstractContextManager[ForwardPass]:
-        """Opens the model for decoding: no gradients, no dropout. Restores what it changed.
+        """Opens the model for decoding, without dropout; the caller turns gradients off. Restores what it changed.
 
         The same object is returned as long as the weights stay where they are, so that CUDA graphs of its passes stay
         valid.

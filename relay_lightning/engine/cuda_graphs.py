@@ -69,6 +69,11 @@ class StepGraphs:
             replay()
 
 
+def new_capture(device: torch.device) -> Capture | None:
+    """Returns what captures steps on a device; None where there are no graphs."""
+    return CudaCapture(device) if device.type == "cuda" else None
+
+
 class CudaCapture:
     """Captures on a stream of its own into one pool of memory, which graphs share because they run in turn."""
 

@@ -54,6 +54,7 @@ class LocalModel:
         check_supported(causal_lm, max_context)
         self.model: PreTrainedModel = causal_lm
         self._has_blocks = can_run_blocks(causal_lm)
+        self._is_flash = causal_lm.config._attn_implementation == FLASH_ATTENTION  # A session changes it.
         self._max_context = max_context
         self._end_token_ids = tuple(end_token_ids)
         self._forward: tuple[tuple[int, ...], ForwardPass] | None = None
@@ -85,8 +86,7 @@ class LocalModel:
 
     @property
     def attention_backend(self) -> str:
-        is_flash = self.model.config._attn_implementation == FLASH_ATTENTION and self.device.type == "cuda"
-        return "flash" if is_flash else "auto"
+        return "flash" if self._is_flash and self.device.type == "cuda" else "auto"
 
     def weights_version(self) -> int:
         parameters = (parameter for parameter in self.model.parameters() if not parameter.is_inference())
@@ -106,7 +106,7 @@ class LocalModel:
 
     @contextmanager
     def session(self) -> Iterator[ForwardPass]:
-        """Opens the model: no gradients, no dropout, attention over blocks, all weights at hand."""
+        """Opens the model: no dropout, attention over blocks, all weights at hand. The caller turns gradients off."""
         if self.device.type == "cpu":
             yield_cores()
         with open_model(self.model, self._prepared):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relay_lightning.engine.base import ForwardPass
 from relay_lightning.engine.context import Context
-from relay_lightning.engine.kv_cache import BlockManager, PagedKVCache
+from relay_lightning.engine.kv_cache import BlockManager, PagedKVCache, Prefix
 from relay_lightning.engine.runner_stats import RunnerStats
 
 MAX_CHUNK_TOKENS = 16384
@@ -54,6 +54,9 @@ class Prefiller:
         prefix = self.blocks.find_prefix(token_ids)
         num_shared = len(prefix.blocks)
         num_needed = self._num_blocks(context, num_steps) - num_shared
+        if prefix.tail is not None and self.blocks.num_free < num_needed + spare:
+            self.blocks.release([prefix.tail])  # It may be one of the blocks that are needed.
+            prefix = Prefix(prefix.blocks)
         held = prefix.blocks if prefix.tail is None else [*prefix.blocks, prefix.tail]
         if self.blocks.num_free < num_needed + spare:
             self.blocks.release(held)

@@ -21,7 +21,8 @@ from relay_lightning.models.architecture import check_supported
 from relay_lightning.models.published import published_config_folder
 from relay_lightning.models.quantization import keep_trainable, nf4_arguments, require_bitsandbytes
 from relay_lightning.models.settings import DEFAULT, FLASH_ATTENTION, LoadSettings
-from relay_lightning.models.weight_files import require_all_weights
+from relay_lightning.models.weight_checksums import CHECKSUM_FILE, require_checksums
+from relay_lightning.models.weight_files import require_all_weights, weight_files
 
 TINY_PREFIX = "tiny:"
 TINY_NAMES = ("student", "warm-student", "relay-student", "teacher")
@@ -65,7 +66,8 @@ def load_model(
 
     dtype: where the settings name none; None takes the one of the model's config. Opens safetensors only, and runs no
     code that comes with a model unless the settings allow it. Raises as `resolve_checkpoint` does, ValueError for an
-    architecture that the relay cannot run, and RuntimeError, with the reason, when the model cannot be opened so.
+    architecture that the relay cannot run and for weights that differ from their checksums, if the model has some, and
+    RuntimeError, with the reason, when the model cannot be opened so.
     """
     path = resolve_checkpoint(name)
     chosen = settings.torch_dtype or dtype
@@ -75,6 +77,8 @@ def load_model(
         options |= nf4_arguments(name, chosen, torch.device(device))
     config = _open(AutoConfig.from_pretrained, "model", name, path, settings)
     require_all_weights(name, path, config, trust_remote_code=settings.trust_remote_code)
+    if checksums := read_model_file(name, CHECKSUM_FILE):
+        require_checksums(name, weight_files(path), checksums[1])
     model = _open(
         AutoModelForCausalLM.from_pretrained,
         "model",

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -23,7 +23,7 @@ from relay_lightning.data.prompt_limits import PromptLimit, context_limit
 from relay_lightning.data.records import Problem
 from relay_lightning.data.stream import CompletionBatch, PromptBatch
 from relay_lightning.data.template_parts import template_parts
-from relay_lightning.engine.kv_budget import KVCacheGB
+from relay_lightning.engine.kv_budget import KVCacheGB, require_sizes
 from relay_lightning.engine.probe import require_decodable
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.evaluation.evaluate import Judged, judged
@@ -48,6 +48,7 @@ from relay_lightning.modules.precision import decoding_precision
 from relay_lightning.modules.randomness import seeded
 from relay_lightning.modules.sharded_strategy import require_supported
 from relay_lightning.modules.step_metrics import StepMetrics
+from relay_lightning.modules.unsupported_callbacks import require_supported_callbacks
 from relay_lightning.modules.update_meter import UpdateMeter
 from relay_lightning.pair import build_engine, needs_bridge
 from relay_lightning.processes import gather_tensors
@@ -102,6 +103,7 @@ class RelayModule(LightningModule):
                 f"student_loading.quantization is {student_loading.quantization}, whose weights cannot be trained; "
                 "set lora as well, or quantization: null."
             )
+        require_sizes(max_num_seqs, kv_cache_gb, block_size)
         self.student_name = student
         self.teacher_name = teacher
         self.student_loading = student_loading
@@ -146,6 +148,11 @@ class RelayModule(LightningModule):
         """With LoRA a checkpoint lacks the frozen weights, which come from the student's own folder."""
         return self.lora is None
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds no callback. Raises ValueError for one of the trainer's that cannot work, before any is set up."""
+        require_supported_callbacks(self.trainer.callbacks)
+        return []
+
     def setup(self, stage: str) -> None:
         """Loads the tokenizers, and so finds out early whether both models are within reach; resolves "auto" limits.
 
@@ -178,14 +185,16 @@ class RelayModule(LightningModule):
         return {f"{VALIDATION}{name}" for name in self.judge([], [])}
 
     def _require_data(self, stage: str) -> None:
-        """Raises ValueError if the trainer's data module does not give what this module takes."""
-        data = self.trainer.datamodule
+        """Raises ValueError if the trainer's data module does not give what this module takes, or no whole steps."""
+        data: Any = self.trainer.datamodule
         needed = self.data_module_class if stage == "fit" else ProblemDataModule
         if data is not None and not isinstance(data, needed):
             raise ValueError(
                 f"data is {type(data).__name__}, but {type(self).__name__} takes the batches of a "
                 f"{self.data_module_class.__name__}: set data.class_path to it, or to a subclass of your own."
             )
+        if data is not None and stage == "fit":
+            data.require_whole_steps()
 
     def configure_model(self) -> None:
         """Loads the student, with fresh adapters if there are to be any, sharded if asked.
@@ -252,7 +261,8 @@ class RelayModule(LightningModule):
             limits=self.call_limits,
             seed=self.seed,
         )
-        name = "decoding" if self._trainer is None else str(self.trainer.state.stage or "decoding")
+        stage = None if self._trainer is None else self.trainer.state.stage
+        name = "decoding" if stage is None else stage.value.replace("_", " ")
         with decoding_precision(self.device), progress.work(name, len(requests), "completions") as work:
             return self.engine.generate(requests, on_progress=work.update)
 

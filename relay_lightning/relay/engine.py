@@ -10,8 +10,8 @@ import torch
 from relay_kernels.relay_step import TokenSource
 
 from relay_lightning.engine.base import TokenModel
-from relay_lightning.engine.cuda_graphs import CudaCapture
-from relay_lightning.engine.kv_budget import KVCacheGB, num_kv_blocks
+from relay_lightning.engine.cuda_graphs import new_capture
+from relay_lightning.engine.kv_budget import KVCacheGB, num_kv_blocks, require_sizes
 from relay_lightning.engine.model_runner import ModelRunner
 from relay_lightning.engine.turns import DECODING
 from relay_lightning.relay.accounting import DecodeStats, with_passes
@@ -65,10 +65,9 @@ class RelayEngine:
         device = student.device
         if steps_per_sync is None:
             steps_per_sync = CUDA_STEPS_PER_SYNC if device.type == "cuda" else 1
-        if max_num_seqs < 1 or steps_per_sync < 1:
-            raise ValueError(f"max_num_seqs and steps_per_sync must be at least 1: {max_num_seqs}, {steps_per_sync}")
-        if block_size < 1 or block_size % 16:
-            raise ValueError(f"block_size must be a multiple of 16, not {block_size}")
+        require_sizes(max_num_seqs, kv_cache_gb, block_size)
+        if steps_per_sync < 1:
+            raise ValueError(f"steps_per_sync must be at least 1, not {steps_per_sync}")
         if protocol.vocab_size != student.vocab_size:
             raise ValueError(
                 f"the protocol is compiled for {protocol.vocab_size} token ids and the student's logits have"
@@ -84,7 +83,7 @@ class RelayEngine:
         self.cuda_graphs = cuda_graphs
         self._admission = Admission(student, teacher, protocol, bridge)
         num_token_ids, num_teacher_ids = self._admission.num_token_ids
-        capture = CudaCapture(device) if cuda_graphs and device.type == "cuda" else None
+        capture = new_capture(device) if cuda_graphs else None
         if teacher is not None:
             teacher.configure(max_num_seqs, block_size, num_teacher_ids, steps_per_sync, capture)
         table = protocol.table_of(num_token_ids)

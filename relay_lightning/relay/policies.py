@@ -1,7 +1,7 @@
 """Who writes next. Shapes: N rows, V vocabulary.
 
 The learned policy is the student's command; the others are the baselines that it is measured against. They hand over
-without a command and the student's own commands are masked under them.
+without a command, and `CallLimits.spent_calls` says what the student's own commands do under them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Policy(Protocol):
     """Decides in the student's rows, before the student's token is drawn."""
 
     allows_commands: ClassVar[bool]
-    """Whether the student's own commands hand over; otherwise they are masked."""
+    """The student's own commands hand over; otherwise `CallLimits.spent_calls` says what they do."""
     needs_teacher: ClassVar[bool]
     decides_per_token: ClassVar[bool]
     """Whether `decide` must be asked at every token."""
@@ -82,7 +82,7 @@ class CommandPolicy(_Base):
 
 
 class TeacherFreePolicy(_Base):
-    """The student writes everything; tokens that would complete a command are masked."""
+    """The student writes everything."""
 
     needs_teacher = False
 

@@ -44,6 +44,7 @@ class Relay:
         max_calls: CallLimit = AUTO,
         max_call_tokens: CallLimit = AUTO,
         eos_policy: Literal["finish", "return", "auto"] = AUTO,
+        spent_calls: Literal["text", "mask_close", "mask_open", "auto"] = AUTO,
     ) -> list[Completion]:
         """Returns one completion per prompt, in their order.
 
@@ -54,7 +55,7 @@ class Relay:
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list of questions or of token ids, not one string")
-        limits = self.config.override(max_calls, max_call_tokens, eos_policy).limits
+        limits = self.config.override(max_calls, max_call_tokens, eos_policy, spent_calls).limits
         with DECODING:  # Tokenizers, too, serve one thread at a time.
             requests = [
                 RelayRequest(
@@ -80,6 +81,7 @@ class Relay:
         max_calls: CallLimit = AUTO,
         max_call_tokens: CallLimit = AUTO,
         eos_policy: Literal["finish", "return", "auto"] = AUTO,
+        spent_calls: Literal["text", "mask_close", "mask_open", "auto"] = AUTO,
     ) -> Iterator[Piece]:
         """Yields the text of one completion in pieces, as it is written, each with its author.
 
@@ -92,7 +94,7 @@ class Relay:
             sampling or self.config.sampling or SamplingParams(),
             teacher_sampling=teacher_sampling,
             policy=policy,
-            limits=self.config.override(max_calls, max_call_tokens, eos_policy).limits,
+            limits=self.config.override(max_calls, max_call_tokens, eos_policy, spent_calls).limits,
             seed=seed,
         )
         request_id = self.engine.add_request(request)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.models.loading import read_model_file
 from relay_lightning.relay.protocol import CallProtocol
-from relay_lightning.relay.requests import CallLimits, EosPolicy
+from relay_lightning.relay.requests import COMMAND_RULES, CallLimits, EosPolicy, SpentCalls
 
 RELAY_CONFIG_FILE = "relay_config.json"
 AUTO: Literal["auto"] = "auto"
@@ -31,23 +31,30 @@ class RelayConfig:
     """Tokens of one call at most; None is no limit."""
     eos_policy: EosPolicy = "finish"
     """What the teacher's end of sequence does: `finish` the completion, or `return` control to the student."""
+    spent_calls: SpentCalls = "text"
+    """Effect of a command where no call is possible (`CallLimits.spent_calls`)."""
     sampling: SamplingParams | None = None
     """Sampling that the student was evaluated with; None without a file."""
     teacher: str | None = field(default=None, compare=False)
     """The teacher it was trained with, for information."""
 
     def override(
-        self, max_calls: CallLimit = AUTO, max_call_tokens: CallLimit = AUTO, eos_policy: str = AUTO
+        self,
+        max_calls: CallLimit = AUTO,
+        max_call_tokens: CallLimit = AUTO,
+        eos_policy: str = AUTO,
+        spent_calls: str = AUTO,
     ) -> RelayConfig:
         """The same with every limit that was given, that is, which is not "auto"."""
         given = {"max_calls": max_calls, "max_call_tokens": max_call_tokens, "eos_policy": eos_policy}
+        given["spent_calls"] = spent_calls
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value != AUTO}
         return replace(self, **chosen)
 
     @property
     def limits(self) -> CallLimits:
         """The limits that this record decides."""
-        return CallLimits(self.max_calls, self.max_call_tokens, self.eos_policy)
+        return CallLimits(self.max_calls, self.max_call_tokens, self.eos_policy, self.spent_calls)
 
     def to_json(self) -> str:
         """The text of `relay_config.json`."""
@@ -137,6 +144,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number of at least 1, or null for no limit",
     ),
     "eos_policy": (lambda value: value in ("finish", "return"), '"finish" or "return"'),
+    "spent_calls": (lambda value: value in COMMAND_RULES, '"text", "mask_close" or "mask_open"'),
     "teacher": (lambda value: value is None or isinstance(value, str), "a text or null"),
 }
 """Key -> (check of its value, what is expected)."""

@@ -32,9 +32,10 @@ class CallLimits:
     """Tokens of one call at most; None is no limit."""
     eos_policy: EosPolicy = "finish"
     """Effect of the teacher's end-of-sequence token inside a span: `finish` the completion, or `return` control."""
-    spent_calls: SpentCalls = "mask_close"
-    """Effect of a student's command where it cannot call, because its calls are used up or the policy does without:
-    it stays `text`, or the tokens that would close it (`mask_close`) or its opening tag (`mask_open`) are banned."""
+    spent_calls: SpentCalls = "text"
+    """Effect of a command where the student cannot call, because its calls are used up or the policy does without: it
+    stays in the completion as `text` and the student goes on, or the tokens that would close it (`mask_close`) or its
+    opening tag (`mask_open`) are banned."""
 
     def __post_init__(self) -> None:
         if self.max_calls is not None and self.max_calls < 0:

@@ -178,4 +178,4 @@ class TurnTaker:
 
     def _switch(self) -> None:
         self._is_teachers = not self._is_teachers
-        self._num_waited = 0
+        self._num_waited = 1

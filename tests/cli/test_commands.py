@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -180,7 +181,9 @@ def test_exported_student_writes_the_same_greedy_tokens(in_process, config, smal
     merge = ["--merge", "true"] if lora == "merged" else []
     exported = in_process("export", "--ckpt_path", checkpoint, "--output", folder, *merge)
     assert exported.exit_code == 0, exported.errors
-    assert list(folder.glob("*.safetensors"))
+    (weights,) = folder.glob("*.safetensors")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (folder / "SHA256SUMS").read_text() == f"{digest}  {weights.name}\n"
     assert (folder / "adapter_config.json").exists() == (lora == "adapters")
     kept = json.loads((folder / "relay_config.json").read_text())
     assert (kept["tags"], kept["teacher"]) == (["<call>", "</call>"], small_pair.teacher)

@@ -32,6 +32,7 @@ def test_validation_samples_every_problem_as_often_as_asked(in_process, config, 
     sampled = ("--evaluation.num_samples", 4, "--evaluation.temperature", 1.0, "--trainer.limit_val_batches", 1)
     result = in_process("validate", "--config", config, *sampled)
     assert result.exit_code == 0, result.errors
+    assert "\nvalidate 32/32 completions" in result.errors
     figures = json.loads((tmp_path / "runs" / "grpo" / "validate.json").read_text())
     assert (figures["num_problems"], figures["num_samples"], figures["temperature"]) == (8, 4, 1.0)
     assert figures["avg@4"] == pytest.approx(figures["pass@1"])

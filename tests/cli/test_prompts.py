@@ -65,12 +65,22 @@ def test_synthesize_leaves_out_a_problem_that_the_student_cannot_read(
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
 
 
-def test_generate_refuses_a_question_that_is_too_long(in_process, small_pair) -> None:
-    result = in_process("generate", LONG, "--student", small_pair.student, "--teacher", "null")
+@pytest.mark.parametrize(
+    ("student", "teacher", "num_words"),
+    [("./student", "null", 600), ("tiny:student", "./teacher", 300), ("./student", "./byte", 90)],
+)
+def test_generate_refuses_a_question_that_is_too_long_before_weights_are_read(
+    in_process, small_pair, byte_teacher, tmp_path, student, teacher, num_words
+) -> None:
+    """The teacher's context counts as well, in its own vocabulary if that is another one."""
+    models = {"student": small_pair.student, "teacher": small_pair.teacher, "byte": byte_teacher}
+    for name, folder in models.items():
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    reader = "student" if teacher == "null" else "teacher"
+    result = in_process("generate", "kebu " * num_words, "--student", student, "--teacher", teacher)
     assert result.exit_code == 2
-    assert re.fullmatch(
-        r"error: prompt 0 has \d+ tokens and leaves no room in the student's context of 512", result.sentence
-    )
+    sentence = rf"error: The question has \d+ tokens, which leave no room in the {reader}'s context of 512 tokens\."
+    assert re.fullmatch(sentence, result.sentence)
 
 
 @pytest.mark.parametrize("files", [("tokenizer.json",), ("tokenizer.json", "tokenizer_config.json")])

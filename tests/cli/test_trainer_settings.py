@@ -40,6 +40,11 @@ def checkpoint(tmp_path) -> dict:
         (["--trainer.val_check_interval", "0"], r"trainer.val_check_interval must be above 0"),
         ([*VALIDATED, "--trainer.val_check_interval", "100"], r"`val_check_interval` \(100\) must be less"),
         (["--trainer.accumulate_grad_batches", "0"], r"trainer.accumulate_grad_batches must be at least 1"),
+        (["--trainer.accumulate_grad_batches", "3"], r"16 completions .* into 2 optimiser steps .* of 3 micro-batches"),
+        (
+            ["--trainer.callbacks+", "StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"],
+            r"trainer.callbacks has StochasticWeightAveraging, which copies the module",
+        ),
         (["--trainer.accelerator", "tpu"], r"trainer.accelerator is tpu.* set it to auto or cpu"),
         (["--trainer.max_steps"], r"trainer.max_steps: a value is missing"),
         ([*STOPPING, "nope"], r"EarlyStopping monitors 'nope', which is not logged"),
@@ -98,6 +103,12 @@ def test_own_module_and_data_train_when_they_are_lightnings(in_process, tmp_path
 def test_own_progress_bar_replaces_ours(fit):
     result = fit("--trainer.callbacks+", "TQDMProgressBar")
     assert result.exit_code == 0, result.errors
+
+
+def test_a_callback_whose_default_is_an_enumeration_is_written_to_the_configuration(fit, tmp_path):
+    result = fit("--trainer.callbacks+", "Timer", "--trainer.callbacks.duration", "00:12:00:00")
+    assert result.exit_code == 0, result.errors
+    assert "interval: step" in (tmp_path / "runs" / "grpo" / "config.yaml").read_text()
 
 
 def test_all_logged_metrics_are_known_by_name(fit, monkeypatch):

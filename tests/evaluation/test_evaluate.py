@@ -80,3 +80,11 @@ def test_prompts_without_an_answer_are_refused(held_out):
     nameless = [replace(prompt, answer=None) for prompt in held_out.prompts]
     with pytest.raises(ValueError, match="8 prompts have no answer"):
         evaluate(held_out.engine, nameless, None)
+
+
+def test_a_measurement_gives_the_memory_of_keys_and_values_back(held_out):
+    engine = held_out.engine
+    engine.acquire()
+    held_out.measure("", "command")
+    assert engine.stats.num_teacher_tokens > 0
+    assert engine._runner.cache.num_bytes == engine.teacher.runner.cache.num_bytes == 0

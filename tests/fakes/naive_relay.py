@@ -37,6 +37,7 @@ def naive_relay(
     eos_policy: str = "finish",
     max_calls: int | None = None,
     max_call_tokens: int | None = None,
+    spent_calls: str = "text",
     eos: int = 0,
     num_token_ids: int | None = None,
 ) -> NaiveResult:
@@ -51,7 +52,8 @@ def naive_relay(
         result.token_source.append(source)
 
     while len(result.token_ids) < budget:
-        forbidden = _completing(protocol, segment) if max_calls is not None and len(result.spans) >= max_calls else []
+        is_spent = max_calls is not None and len(result.spans) >= max_calls
+        forbidden = _forbidden(protocol, segment, spent_calls) if is_spent else []
         token, log_prob = _next(student, [*prompt, *result.token_ids], student_script, forbidden, num_token_ids)
         write(token, log_prob, TokenSource.STUDENT)
         segment.append(token)
@@ -59,7 +61,7 @@ def naive_relay(
             result.finish_reason = FinishReason.STOP
             return result
         n = _called(protocol, segment)
-        if n is None:
+        if n is None or is_spent:
             continue
         shown += protocol.strip_commands(segment, protocol.scan(segment))
         segment = []
@@ -101,11 +103,20 @@ def _called(protocol: CompiledProtocol, segment: list[int]) -> int | None:
     return int(matches[-1][1]) if len(matches) > len(_matches(protocol, segment[:-1])) else None
 
 
-def _completing(protocol: CompiledProtocol, segment: list[int]) -> list[int]:
-    """The tokens that would complete a command behind the segment."""
-    return [token for token in range(protocol.vocab_size) if _called(protocol, [*segment, token]) is not None]
+def _forbidden(protocol: CompiledProtocol, segment: list[int], spent_calls: str) -> list[int]:
+    """The tokens that would complete a command, or its opening tag, behind the segment."""
+    every = range(protocol.vocab_size)
+    completing = [token for token in every if _called(protocol, [*segment, token]) is not None]
+    if spent_calls == "mask_open":
+        tag, before = protocol.protocol.open_tag.encode(), _bytes(protocol, segment)
+        opening = [token for token in every if _bytes(protocol, [*segment, token]).count(tag) > before.count(tag)]
+        return [*completing, *opening]
+    return completing if spent_calls == "mask_close" else []
 
 
 def _matches(protocol: CompiledProtocol, segment: list[int]) -> list:
-    text = b"".join(_SPECIAL if (piece := protocol.token_bytes[token]) is None else piece for token in segment)
-    return list(protocol.protocol.pattern.finditer(text))
+    return list(protocol.protocol.pattern.finditer(_bytes(protocol, segment)))
+
+
+def _bytes(protocol: CompiledProtocol, segment: list[int]) -> bytes:
+    return b"".join(_SPECIAL if (piece := protocol.token_bytes[token]) is None else piece for token in segment)

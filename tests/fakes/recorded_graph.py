@@ -43,6 +43,7 @@ class RecordedCapture:
     """A `Capture`. To record is to do a step, so the first repetition does nothing."""
 
     def __init__(self) -> None:
+        self.num_captures = 0
         self.num_replays = 0
 
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
@@ -53,6 +54,7 @@ class RecordedCapture:
         except RuntimeError:
             recorder.undo()
             raise
+        self.num_captures += 1
         is_done = True
 
         def replay() -> None:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
-from relay_kernels.relay_step import CommandTable, RelayStepState
-from relay_kernels.relay_step.state import Writer
+from relay_kernels.relay_step import CommandTable, RelayStepInputs, RelayStepState, TokenSource
 from torch import Tensor
 
 Case = Callable[[], object]
@@ -123,32 +122,32 @@ def relay_advantages_cases(op: ModuleType) -> dict[str, Case]:
 
 
 def relay_step_cases(op: ModuleType) -> dict[str, Case]:
-    def call(*, dtype=torch.bfloat16, vocab_size=151_936, writer=Writer.STUDENT, is_masking=False, cut=(0, 1.0, 0.0)):
+    student, teacher = TokenSource.STUDENT, TokenSource.TEACHER
+
+    def call(*, dtype=torch.bfloat16, vocab_size=151_936, writer=student, truncates=False, has_rows=False):
         state = RelayStepState.empty(64, 8192, device="meta")
         table = CommandTable(
             next_state=meta(40, vocab_size, dtype=torch.uint8),
             is_complete=meta(40, vocab_size, dtype=torch.bool),
+            is_opening=meta(40, vocab_size, dtype=torch.bool),
             digit_action=meta(40, vocab_size, dtype=torch.int16),
             digit_scale=meta(1112, dtype=torch.int64),
             digit_value=meta(1112, dtype=torch.int64),
         )
         logits, ends = meta(64, vocab_size, dtype=dtype), meta(2, dtype=torch.int64)
-        used = table if writer == Writer.STUDENT else None
-        return lambda: op.relay_step_triton(
-            logits, state, None, writer, used, ends, 1.0, *cut, is_masking, 1 << 40, None
-        )
+        rows = meta(64, dtype=torch.int64) if has_rows else None
+        return lambda: op.relay_step_triton(RelayStepInputs(logits, state, writer, ends, rows, table, truncates))
 
-    cases = {
+    return {
         "student, temperature, bf16": call(),
-        "student, top-k and top-p, bf16": call(cut=(50, 0.95, 0.0)),
-        "teacher, temperature, bf16": call(writer=Writer.TEACHER),
-        "student, commands banned": call(is_masking=True),
-        "student, top-p, fp32, banned": call(is_masking=True, cut=(0, 0.95, 0.1), dtype=torch.float32),
-        "student, odd vocabulary, fp16": call(vocab_size=32_003, dtype=torch.float16, cut=(0, 0.9, 0.0)),
-        "student, V 262,144": call(vocab_size=262_144, cut=(50, 0.95, 0.0)),
+        "student, truncated, bf16": call(truncates=True),
+        "student, truncated, some rows": call(truncates=True, has_rows=True),
+        "student, truncated, fp32": call(truncates=True, dtype=torch.float32),
+        "student, odd vocabulary, fp16": call(vocab_size=32_003, dtype=torch.float16, truncates=True),
+        "student, V 262,144": call(vocab_size=262_144, truncates=True),
+        "teacher, temperature, bf16": call(writer=teacher),
+        "teacher, truncated, bf16": call(writer=teacher, truncates=True),
     }
-    rows = meta(64, dtype=torch.float32)
-    return cases | {"student, parameters per row": call(cut=(meta(64, dtype=torch.int64), rows, rows))}
 
 
 def add_rms_norm_cases(op: ModuleType) -> dict[str, Case]:

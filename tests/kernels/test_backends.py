@@ -21,7 +21,7 @@ from relay_kernels import (
 )
 from relay_kernels.backends import NATIVE_DEVICES, choose_backend, why_not_native
 from relay_kernels.decode_attention import flash_impl
-from relay_kernels.relay_step import RelayStepState
+from relay_kernels.relay_step import RelayStepState, TokenSource
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -152,7 +152,7 @@ def test_a_backend_that_nobody_knows_is_refused_with_the_ones_there_are(op):
 
 
 def step(**options):
-    return relay_step(empty(2, 8), RelayStepState.empty(2, 4), writer="student", **options)
+    return relay_step(empty(2, 8), RelayStepState.empty(2, 4), writer=TokenSource.STUDENT, **options)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def step(**options):
             ),
         ),
         ("eos_token_ids", lambda: step(eos_token_ids=empty(1, **META, **ROWS))),
-        ("temperature", lambda: step(eos_token_ids=empty(1, **ROWS), temperature=empty(2, **META))),
+        ("rows", lambda: step(eos_token_ids=empty(1, **ROWS), rows=empty(2, **META, **ROWS))),
         ("num_calls", lambda: relay_advantages(*[empty(2, **ROWS)] * 3, empty(2, **META, **ROWS), 2)),
         ("targets", lambda: linear_log_probs(empty(2, 8), empty(9, 8), empty(2, **META, **ROWS))),
     ],

@@ -9,9 +9,10 @@ from relay_kernels import norm_linear
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from relay_lightning.engine import blocks
-from relay_lightning.engine.local import LocalEngine
+from relay_lightning.engine.kv_cache import PagedKVCache
+from relay_lightning.engine.local import LocalModel
 
-VOCAB_SIZE = 50
+VOCAB_SIZE, BLOCK_SIZE = 50, 16
 LOGIT_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -51,13 +52,14 @@ def launches(monkeypatch, device):
 
 def run(model, tokens, device):
     """Logits behind a chunk of all but the last token, and a step with that one. tokens: [N, T]."""
-    engine = LocalEngine(model)
     num_rows, num_tokens = tokens.shape
-    with engine.session():
-        engine.allocate(num_rows, num_tokens + 1)
-        counts = torch.full((num_rows,), num_tokens - 1, device=device)
-        engine.extend(torch.arange(num_rows, device=device), tokens[:, :-1], counts)
-        return engine.step(tokens[:, -1], torch.ones(num_rows, dtype=torch.bool, device=device))
+    cache = PagedKVCache(num_rows, BLOCK_SIZE, num_rows, BLOCK_SIZE, device)
+    cache.set_blocks([(row, 0, num_rows - 1 - row) for row in range(num_rows)])
+    ones = torch.ones(num_rows, dtype=torch.int64, device=device)
+    with torch.no_grad(), LocalModel(model).session() as forward:
+        positions = cache.begin(None, ones * (num_tokens - 1), num_tokens - 1, num_tokens)
+        forward.extend(tokens[:, :-1], positions, cache)
+        return forward.step(tokens[:, -1:], cache.begin(None, ones, 1, num_tokens), cache)[0]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -18,7 +18,7 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.relay.requests import RelayRequest
 from relay_lightning.types import Completion, Prompt
 
-NUM_PROMPTS, BUDGET, NUM_SLOTS = 3, 14, 2
+NUM_PROMPTS, BUDGET, NUM_ROWS = 3, 14, 2
 LOG_PROB_TOLERANCE = 1e-4
 """fp32, sums of a few hundred terms in another order."""
 
@@ -47,7 +47,7 @@ def decode(device: torch.device, sampling: SamplingParams) -> list[Completion]:
         command = torch.tensor(spell("<call>4</call>"))
         row[2 + index : 2 + index + len(command)] = command
     pair = [random_model("qwen3", VOCAB_SIZE).to(device), random_model("llama", VOCAB_SIZE, seed=1).to(device)]
-    engine = relay_engine(*map(LocalModel, pair), small_protocol(), max_num_seqs=NUM_SLOTS)
+    engine = relay_engine(*map(LocalModel, pair), small_protocol(), max_num_seqs=NUM_ROWS)
     requests = [RelayRequest(Prompt(index, (2 + index, *range(3, 4 + index)))) for index in range(NUM_PROMPTS)]
     return engine.decode(requests, sampling, seed=5, policy=ForcedCommands(scripts.to(device)), eos_policy="return")
 

@@ -22,6 +22,7 @@ SLOW = {
     "test_linear_log_probs_triton",
     "test_norm_linear",
     "test_relay_step_fast",
+    "test_relay_step_rows",
     "test_wild_values_triton",
 }
 LONG = {"test_relay_step_fast"}
@@ -32,6 +33,7 @@ PATHS = [
     FOLDER / "test_pointwise.py",
     FOLDER / "test_relay_step_arguments.py",
     FOLDER / "test_relay_step_fast.py",
+    FOLDER / "test_relay_step_rows.py",
 ]
 
 

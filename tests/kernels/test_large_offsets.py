@@ -11,7 +11,8 @@ import pytest
 import torch
 from relay_kernels import decode_attention, linear_log_probs, norm_linear, relay_step
 from relay_kernels.backends import why_not_native
-from relay_kernels.relay_step import RelayStepState, RowStatus
+from relay_kernels.relay_step import RelayStepState, RowStatus, TokenSource
+from step_state import put
 
 NEEDED_BYTES = 70 << 30
 has_room = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory >= NEEDED_BYTES
@@ -66,7 +67,7 @@ def test_every_row_of_a_large_batch_draws_its_own_token(backend, cut):
     wanted = torch.arange(num_rows, device=DEVICE) * 7919 % vocab_size
     logits = torch.zeros(num_rows, vocab_size, device=DEVICE, dtype=DTYPE).scatter_(1, wanted[:, None], 40.0)
     ends = torch.tensor([-1], device=DEVICE)
-    relay_step(logits, state, writer="student", eos_token_ids=ends, backend=backend, **cut)
+    relay_step(logits, put(state, **cut), writer=TokenSource.STUDENT, eos_token_ids=ends, backend=backend)
     assert torch.equal(state.tokens[:, max_tokens - 2], wanted)
     assert torch.equal(state.last_token, wanted)
     assert (state.log_probs[:, max_tokens - 2].abs() < 1e-6).all()

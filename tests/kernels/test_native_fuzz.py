@@ -12,7 +12,8 @@ import pytest
 import torch
 from native_library import needs_library
 from relay_kernels import add_rms_norm, append_kv, decode_attention, relay_step, rotate_heads, silu_mul
-from relay_kernels.relay_step import CommandTable, RelayStepState
+from relay_kernels.relay_step import CommandTable, RelayStepState, TokenSource, signed_seed
+from step_state import put
 from torch import Tensor
 
 NUM_CALLS = int(os.environ.get("RELAY_FUZZ_CALLS", "60"))
@@ -52,25 +53,32 @@ def append_call(rng: random.Random) -> Call:
 
 
 def step_call(rng: random.Random) -> Call:
-    slots, max_tokens, vocab_size, num_states = rng.randint(1, 5), rng.randint(1, 6), rng.randint(1, 40), 3
-    rows, cells = rng.randint(0, slots), (num_states, vocab_size)
-    state = RelayStepState.empty(slots, max_tokens)
-    state.status.copy_(torch.randint(0, 9, (slots,)))
-    for name, stop in (("num_tokens", max_tokens), ("token_limit", 9), ("span_limit", 9), ("command_state", 3)):
-        getattr(state, name).copy_(torch.randint(0, stop, (slots,)))
-    state.can_call.copy_(torch.rand(slots) < 0.5)
+    num_rows, max_tokens, vocab_size, num_states = rng.randint(1, 5), rng.randint(1, 6), rng.randint(1, 40), 3
+    count, cells = rng.randint(0, num_rows), (num_states, vocab_size)
+    state = RelayStepState.empty(num_rows, max_tokens)
+    for name, stop in (
+        ("status", 9), ("num_tokens", max_tokens), ("token_limit", 9), ("span_limit", 9), ("command_state", 3),
+        ("command_rule", 4), ("ends_on_teacher_eos", 2),
+    ):  # fmt: skip
+        put(state, **{name: torch.randint(0, stop, (num_rows,))})
+    choices = {"temperature": [0.0, 0.7, 1.0], "min_p": [0.0, 0.1]}
+    truncates = rng.random() < 0.7
+    if truncates:
+        choices |= {"top_k": [0, 1, 5, 2**40], "top_p": [1.0, 0.8]}
+    else:
+        choices["min_p"] = [0.0]
+    choices["seed"] = [signed_seed(seed) for seed in (0, 2**64 - 1, 2**70, 2**63)]
+    put(state, **{name: [rng.choice(values) for _ in range(num_rows)] for name, values in choices.items()})
     table = CommandTable(
         next_state=torch.randint(0, num_states, cells).byte(), is_complete=torch.rand(cells) < 0.3,
+        is_opening=torch.rand(cells) < 0.3,
         digit_action=torch.randint(0, 3, cells).to(rng.choice([torch.int16, torch.int32])),
         digit_scale=torch.tensor([1, 10, 0]), digit_value=torch.tensor([0, 3, 5]),
     )  # fmt: skip
     return {
-        "logits": draw(rows, vocab_size), "state": state, "slots": torch.randperm(slots)[:rows],
-        "writer": rng.choice(["student", "teacher"]), "table": rng.choice([table, None]),
-        "eos_token_ids": torch.randint(0, vocab_size, (rng.randint(0, 2),)), "temperature": rng.choice([0.0, 0.7, 1.0]),
-        "top_k": rng.choice([0, 1, 5]), "top_p": rng.choice([1.0, 0.8]), "min_p": rng.choice([0.0, 0.1]),
-        "mask_commands": rng.random() < 0.5, "seed": rng.choice([0, 2**64 - 1, 2**70]),
-        "uniforms": torch.rand(slots, max_tokens),
+        "logits": draw(count, vocab_size), "state": state, "rows": torch.randperm(num_rows)[:count],
+        "writer": rng.choice([TokenSource.STUDENT, TokenSource.TEACHER]), "table": rng.choice([table, None]),
+        "eos_token_ids": torch.randint(0, vocab_size, (rng.randint(0, 2),)), "truncates": truncates,
     }  # fmt: skip
 
 

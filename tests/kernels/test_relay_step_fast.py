@@ -12,20 +12,11 @@ import pytest
 import torch
 from native_library import needs_library
 from relay_kernels.backends import why_not_native
-from relay_kernels.relay_step import (
-    CommandRule,
-    CommandTable,
-    RelayStepState,
-    RowStatus,
-    TokenSource,
-    philox_uniform,
-    relay_step,
-)
+from relay_kernels.relay_step import CommandRule, RowStatus, TokenSource, philox_uniform, relay_step
 from relay_kernels.relay_step.sampling import keep_most_probable
-from step_state import put
+from step_state import copied, make_logits, make_state, make_table, put
 
 STUDENT, TEACHER = TokenSource.STUDENT, TokenSource.TEACHER
-MAX_TOKENS = 12
 LOG_PROBS = ("log_probs", "sampling_log_probs")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CASES = [("triton", "cpu")] if INTERPRETED else [pytest.param(("native", "cpu"), marks=needs_library)]
@@ -51,48 +42,6 @@ def device(case):
     return torch.device(case[1])
 
 
-def make_state(num_rows, device, *, status=STUDENT, seed=0, **values):
-    """Rows in the middle of their completions, some close to a limit."""
-    generator = torch.Generator().manual_seed(seed)
-    state = RelayStepState.empty(num_rows, MAX_TOKENS)
-    put(state, status=status)
-    state.num_tokens.copy_(torch.randint(0, MAX_TOKENS - 1, (num_rows,), generator=generator))
-    state.token_limit.fill_(MAX_TOKENS)
-    state.token_limit[::5] = state.num_tokens[::5] + 1
-    state.span_limit.copy_(state.num_tokens + torch.randint(1, 3, (num_rows,), generator=generator))
-    state.ends_on_teacher_eos[::2] = True
-    state.prompt_id.copy_(torch.randint(0, 2**40, (num_rows,), generator=generator))
-    state.sample_index.copy_(torch.arange(num_rows))
-    return to_device(put(state, **values), device)
-
-
-def to_device(state, device):
-    return RelayStepState(
-        **{field.name: getattr(state, field.name).to(device).clone() for field in dataclasses.fields(state)}
-    )
-
-
-def make_table(vocab_size, device, seed=0):
-    """A random automaton of 5 states in which a third of the tokens complete a command."""
-    generator = torch.Generator().manual_seed(seed)
-    is_complete = torch.rand(5, vocab_size, generator=generator) < 0.3
-    is_opening = torch.rand(5, vocab_size, generator=generator) < 0.3
-    return CommandTable(
-        next_state=torch.randint(0, 5, (5, vocab_size), generator=generator)
-        .masked_fill(is_complete, 0)
-        .to(torch.uint8),
-        is_complete=is_complete,
-        is_opening=is_opening,
-        digit_action=torch.randint(0, 4, (5, vocab_size), generator=generator).to(torch.int16),
-        digit_scale=torch.tensor([1, 10, 0, 10**9]),
-        digit_value=torch.tensor([0, 7, 3, 10**9 - 1]),
-    ).to(device)
-
-
-def make_logits(shape, device, dtype=torch.float32, *, spread=2.0, seed=0):
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * spread).to(device, dtype)
-
-
 def step(backend, logits, state, *, writer=STUDENT, eos=(), **options):
     """One step, with the end-of-sequence tokens as a list."""
     eos = torch.tensor(eos, dtype=torch.int64, device=logits.device)
@@ -101,7 +50,7 @@ def step(backend, logits, state, *, writer=STUDENT, eos=(), **options):
 
 def check_equals_reference(backend, logits, state, device, **options):
     """Runs both on copies of the state; returns the state that the fast one left."""
-    states = [to_device(state, device) for _ in range(2)]
+    states = [copied(state, device) for _ in range(2)]
     for each, name in zip(states, ("reference", backend), strict=True):
         step(name, logits, each, **options)
     expected, ours = states
@@ -277,7 +226,7 @@ def test_the_same_key_draws_the_same_token_unless_rounding_decides(options):
     num_rows, vocab_size = 512, 402
     state = make_state(num_rows, torch.device("cpu"), seed=6)
     logits = make_logits((num_rows, vocab_size), "cpu", spread=3.0, seed=8)
-    states = [to_device(state, "cpu") for _ in range(2)]
+    states = [copied(state, "cpu") for _ in range(2)]
     for each, name in zip(states, ("reference", "native"), strict=True):
         step(name, logits, put(each, seed=9, **options))
     expected, ours = (each.last_token for each in states)
@@ -301,7 +250,7 @@ def test_a_step_has_the_same_bits_on_any_number_of_threads():
     states, before = [], torch.get_num_threads()
     for num_threads in (1, 2, 5):
         torch.set_num_threads(num_threads)
-        states.append(to_device(state, "cpu"))
+        states.append(copied(state, "cpu"))
         step("native", logits, states[-1], eos=[0])
     torch.set_num_threads(before)
     for name in ("tokens", *LOG_PROBS):
@@ -326,7 +275,7 @@ def test_what_the_library_does_not_take_runs_by_definition_unless_native_is_aske
     relay_step(logits, state, writer=STUDENT, eos_token_ids=narrow)
     assert (state.last_token > 0).any()
     state = make_state(2, "cpu")
-    before = to_device(state, "cpu")
+    before = copied(state, "cpu")
     with pytest.raises(RuntimeError, match=r"backend='native' of relay_step cannot run: eos_token_ids is not"):
         relay_step(logits, state, writer=STUDENT, eos_token_ids=narrow, backend="native")
     for field in dataclasses.fields(state):

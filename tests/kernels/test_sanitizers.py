@@ -13,7 +13,13 @@ from native_library import needs_library
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-FILES = ("test_native_fuzz", "test_decode_attention", "test_relay_step_arguments", "test_pointwise")
+FILES = (
+    "test_native_fuzz",
+    "test_decode_attention",
+    "test_relay_step_arguments",
+    "test_pointwise",
+    "test_native_attacks",
+)
 NUM_CALLS = 200
 """Random calls of each of the six native ops, 1,200 in all."""
 

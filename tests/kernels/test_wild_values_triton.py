@@ -7,11 +7,11 @@ from dataclasses import fields
 import pytest
 import torch
 from relay_kernels.decode_attention.triton_impl import append_kv_triton, decode_attention_triton
-from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, Writer
+from relay_kernels.relay_step import CommandRule, CommandTable, RelayStepInputs, RelayStepState, RowStatus, TokenSource
 from relay_kernels.relay_step.triton_impl import relay_step_triton
 
 WILD = [-5, 2**31, 2**62, -(2**63)]
-NUM_SLOTS, MAX_TOKENS, VOCAB_SIZE, NUM_STATES = 3, 6, 8, 3
+NUM_ROWS, MAX_TOKENS, VOCAB_SIZE, NUM_STATES = 3, 6, 8, 3
 
 
 @pytest.mark.parametrize("wild", WILD)
@@ -53,36 +53,38 @@ def test_a_block_that_does_not_exist_is_neither_read_nor_written(device, wild):
 
 
 def make_state(device: torch.device) -> RelayStepState:
-    state = RelayStepState.empty(NUM_SLOTS, MAX_TOKENS, device)
+    state = RelayStepState.empty(NUM_ROWS, MAX_TOKENS, device)
     state.status.fill_(int(RowStatus.STUDENT))
     state.token_limit.fill_(MAX_TOKENS)
+    state.command_rule.fill_(int(CommandRule.MASK_OPEN))
     return state
 
 
-def step(state: RelayStepState, slots: list[int], action: int, device: torch.device) -> None:
+def step(state: RelayStepState, rows: list[int], action: int, device: torch.device) -> None:
     cells = (NUM_STATES, VOCAB_SIZE)
     table = CommandTable(
         next_state=torch.ones(cells, dtype=torch.uint8, device=device),
         is_complete=torch.zeros(cells, dtype=torch.bool, device=device),
+        is_opening=torch.zeros(cells, dtype=torch.bool, device=device),
         digit_action=torch.full(cells, action, dtype=torch.int32, device=device),
         digit_scale=torch.full((2,), 10, device=device),
         digit_value=torch.zeros(2, dtype=torch.int64, device=device),
     )
-    logits = torch.randn(len(slots), VOCAB_SIZE, device=device)
-    rows, eos = torch.tensor(slots, device=device), torch.tensor([], dtype=torch.int64, device=device)
-    relay_step_triton(logits, state, rows, Writer.STUDENT, table, eos, 1.0, 0, 1.0, 0.0, True, 0, None)
+    logits = torch.randn(len(rows), VOCAB_SIZE, device=device)
+    items, eos = torch.tensor(rows, device=device), torch.tensor([], dtype=torch.int64, device=device)
+    relay_step_triton(RelayStepInputs(logits, state, TokenSource.STUDENT, eos, items, table, truncates=True))
 
 
 @pytest.mark.parametrize("wild", WILD)
-@pytest.mark.parametrize("name", ["slots", "num_tokens", "command_state"])
+@pytest.mark.parametrize("name", ["rows", "num_tokens", "command_state"])
 def test_a_step_leaves_a_row_alone_that_leads_out_of_the_state(device, name, wild):
-    state, slots = make_state(device), [2, 0]
-    if name == "slots":
-        slots[1] = wild
+    state, rows = make_state(device), [2, 0]
+    if name == "rows":
+        rows[1] = wild
     else:
         getattr(state, name)[0] = wild
     before = {field.name: getattr(state, field.name).clone() for field in fields(state)}
-    step(state, slots, 1, device)
+    step(state, rows, 1, device)
     assert state.num_tokens[2] == 1
     for field, values in before.items():
         assert torch.equal(getattr(state, field)[:2], values[:2]), field
@@ -95,3 +97,28 @@ def test_an_action_that_the_table_does_not_have_keeps_n(device, action):
     step(state, [0, 1, 2], action, device)
     assert state.command_n.tolist() == [7, 7, 7]
     assert state.command_state.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "wild"),
+    [
+        *(("temperature", value) for value in (float("nan"), float("inf"), -1.0, 1e-38)),
+        *(("top_k", value) for value in (-1, 2**62, -(2**63))),
+        *(("top_p", value) for value in (float("nan"), float("-inf"), -1.0, 7.0)),
+        *(("min_p", value) for value in (float("nan"), float("inf"), -1.0, 7.0)),
+        ("command_rule", 255),
+        ("seed", -(2**63)),
+    ],
+)
+def test_a_sampling_value_out_of_range_gives_its_row_some_token_and_other_rows_theirs(device, name, wild):
+    state, plain = make_state(device), make_state(device)
+    getattr(state, name)[1] = wild
+    for each in (plain, state):
+        torch.manual_seed(0)
+        step(each, [0, 1, 2], 1, device)
+    assert state.num_tokens.tolist() == [1, 1, 1]
+    assert 0 <= int(state.tokens[1, 0]) < VOCAB_SIZE
+    for field in fields(state):
+        ours, theirs = getattr(state, field.name), getattr(plain, field.name)
+        assert torch.equal(ours[[0, 2]], theirs[[0, 2]]), field.name
+        assert ours.dim() == 1 or torch.equal(ours[1, 1:], theirs[1, 1:]), field.name

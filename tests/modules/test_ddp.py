@@ -21,6 +21,14 @@ def test_two_processes_take_the_steps_of_one(small_pair: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_three_processes_take_the_steps_of_one(small_pair: Any, tmp_path: Path) -> None:
+    """An odd number: shares and sums of powers of two would hide a wrong one."""
+    data = {"prompts_per_rollout": 6, "steps_per_rollout": 2}
+    options = {"scale_rewards": "batch", "beta": 0.1}
+    compare([Training(small_pair, tmp_path, module=options, data=data, accumulate=2, max_steps=4)], 3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_processes_take_the_steps_of_one_whatever_the_loss(small_pair: Any, tmp_path: Path, num_processes: int) -> None:
     """bnpo is not here: it averages over each micro-batch's own tokens, so it depends on how a batch is divided."""

@@ -292,9 +292,21 @@ def test_settings_that_cannot_work_are_refused(make_module: Any, options: dict[s
         make_module(**options)
 
 
-def test_rollouts_that_cannot_be_divided_are_refused(fit: Any) -> None:
-    with pytest.raises(ValueError, match="16 completions of a rollout cannot be divided"):
-        fit(1, data={"steps_per_rollout": 3})
+@pytest.mark.parametrize(
+    ("num_steps", "num_micro_batches", "sentence"),
+    [
+        (3, 1, "16 completions of a rollout cannot be divided into 3 optimiser steps .* of 1 micro-batches"),
+        (2, 3, "16 completions of a rollout cannot be divided into 2 optimiser steps .* of 3 micro-batches"),
+        (1, 32, "16 completions .* of 32 micro-batches"),
+    ],
+)
+def test_rollouts_that_cannot_be_divided_are_refused_before_models_are_loaded(
+    make_module: Any, make_data: Any, make_trainer: Any, num_steps: int, num_micro_batches: int, sentence: str
+) -> None:
+    module, data = make_module(), make_data(steps_per_rollout=num_steps)
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(1, accumulate_grad_batches=num_micro_batches).fit(module, data)
+    assert module.student is None
 
 
 def test_a_learning_rate_schedule_advances_once_per_optimiser_step(fit: Any) -> None:

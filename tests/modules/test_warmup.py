@@ -100,6 +100,20 @@ def test_accumulating_over_micro_batches_gives_the_step_of_the_whole_batch(
     torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "num_micro_batches", "sentence"),
+    [({}, 3, "multiple of 3 micro-batches .* but is 16"), ({"batch_size": 65}, 1, "65, but there are 64 self-sampled")],
+)
+def test_steps_that_cannot_be_filled_or_divided_are_refused_before_samples_are_drawn(
+    make_warmup: Any, make_sft_data: Any, make_trainer: Any, tmp_path: Path, options: dict[str, Any],
+    num_micro_batches: int, sentence: str,
+) -> None:  # fmt: skip
+    trainer = make_trainer(1, accumulate_grad_batches=num_micro_batches)
+    with pytest.raises(ValueError, match=sentence):
+        trainer.fit(make_warmup(), make_sft_data(**options))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_samples_survive_the_disk(tmp_path: Path) -> None:
     samples = [SelfSample((1, 2), (3,), 4), SelfSample((1,), (), None)]
     write_self_samples(tmp_path / "new" / "samples.jsonl", samples)

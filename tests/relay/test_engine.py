@@ -223,13 +223,22 @@ def test_teacher_context_ends_the_completion():
     assert completion.finish_reason == FinishReason.LENGTH
 
 
-def test_teacher_free_writes_no_command_where_the_student_wants_one():
+def test_a_command_is_text_where_the_student_is_alone():
     student = follow(writes((0, "<call>3</call>")))
     (completion,) = build(student).decode(ONE, GREEDY, policy="teacher_free")
-    assert completion.num_calls == 0
-    assert spell("</call>")[0] not in completion.token_ids
+    assert (completion.num_calls, completion.num_malformed_calls) == (0, 0)
+    assert completion.text.startswith("<call>3</call>x")
     assert set(completion.token_source) == {TokenSource.STUDENT}
+
+
+def test_no_command_is_completed_or_begun_where_that_is_masked():
+    student = follow(writes((0, "<call>3</call>")))
+    (completion,) = build(student).decode(ONE, GREEDY, policy="teacher_free", spent_calls="mask_close")
+    assert spell("</call>")[0] not in completion.token_ids
     assert completion.num_malformed_calls == 1
+    (completion,) = build(student).decode(ONE, GREEDY, policy="teacher_free", spent_calls="mask_open")
+    assert spell("<call>")[0] not in completion.token_ids
+    assert completion.num_malformed_calls == 0
 
 
 @pytest.mark.parametrize("policy", ["teacher_only", RandomQueryPolicy(1.0)])

@@ -89,7 +89,9 @@ def pair(architecture: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 
 @cache
-def naive(architecture: str, name: str, eos_policy: str, max_calls: int | None = None) -> NaiveResult:
+def naive(
+    architecture: str, name: str, eos_policy: str, max_calls: int | None = None, spent_calls: str = "text"
+) -> NaiveResult:
     return naive_relay(
         *pair(architecture),
         small_protocol(),
@@ -99,6 +101,7 @@ def naive(architecture: str, name: str, eos_policy: str, max_calls: int | None =
         teacher_script=teacher_script,
         eos_policy=eos_policy,
         max_calls=max_calls,
+        spent_calls=spent_calls,
     )
 
 
@@ -149,10 +152,13 @@ def test_the_cases_are_what_their_names_say():
     assert len(results["the student ends early"].token_ids) == 6
 
 
-def test_commands_are_masked_when_the_calls_are_used_up():
-    completions = engine("qwen3", 4).decode(requests(CASES), GREEDY, max_calls=1)
+@pytest.mark.parametrize("spent_calls", ["text", "mask_close", "mask_open"])
+def test_commands_do_what_is_asked_when_the_calls_are_used_up(spent_calls: str):
+    completions = engine("qwen3", 4).decode(requests(CASES), GREEDY, max_calls=1, spent_calls=spent_calls)
     for name, completion in zip(CASES, completions, strict=True):
-        assert_same(completion, naive("qwen3", name, "finish", 1))
+        assert_same(completion, naive("qwen3", name, "finish", 1, spent_calls))
     two_calls = completions[list(CASES).index("two calls in a row")]
     assert two_calls.num_calls == 1
     assert two_calls.token_ids != naive("qwen3", "two calls in a row", "finish").token_ids
+    num_tags = two_calls.text.count("<call>"), two_calls.text.count("</call>")
+    assert num_tags == {"text": (2, 2), "mask_close": (2, 1), "mask_open": (1, 2)}[spent_calls]

@@ -51,6 +51,7 @@ class Configuration:
     max_calls: int | None
     max_call_tokens: int | None
     eos_policy: Literal["finish", "return"]
+    spent_calls: Literal["text", "mask_close", "mask_open"]
 
 
 def draw(seed: int) -> Configuration:
@@ -71,6 +72,7 @@ def draw(seed: int) -> Configuration:
         max_calls=rng.choice((None, None, 0, 1, 2)),
         max_call_tokens=rng.choice((None, None, 1, 5)),
         eos_policy=rng.choice(("finish", "return")),
+        spent_calls=rng.choice(("text", "mask_close", "mask_open")),
     )
 
 
@@ -122,6 +124,7 @@ def test_a_random_configuration_decodes_as_the_naive_loop(seed: int):
         "max_calls": chosen.max_calls,
         "max_call_tokens": chosen.max_call_tokens,
         "eos_policy": chosen.eos_policy,
+        "spent_calls": chosen.spent_calls,
     }
     completions = engine.decode(
         [RelayRequest(Prompt(index, row.prompt)) for index, row in enumerate(chosen.rows)],

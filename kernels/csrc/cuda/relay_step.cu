@@ -94,8 +94,12 @@ template <typename L>
 struct Row {
   const L* logits;
   int64_t stride, size;
-  float temperature, best = 0.0f, log_total = 0.0f;
-  const uint8_t* banned;
+  float temperature;
+  Banned banned;
+  float best = 0.0f, log_total = 0.0f;
+  float shift = 0.0f;  // log-probability of the best token that is left where any is banned: what `prob` is relative to
+
+  __device__ bool is_banned(int64_t token) const { return banned.has_any() && banned[token]; }
 
   // Logits over the temperature of the octet at `first`; -inf behind the end, and where banned if asked for.
   __device__ void load(int64_t first, bool is_masked, float (&scaled)[kOctet]) const {
@@ -110,13 +114,16 @@ struct Row {
         scaled[i] = first + i < size ? widen(logits[(first + i) * stride]) / temperature : -INFINITY;
       }
     }
-    if (!is_masked || banned == nullptr) return;
+    if (!is_masked || !banned.has_any()) return;
     for (int i = 0; i < kOctet; ++i) {
-      if (first + i < size && banned[first + i]) scaled[i] = -INFINITY;
+      if (first + i < size && is_banned(first + i)) scaled[i] = -INFINITY;
     }
   }
 
   __device__ float log_prob(float scaled) const { return (scaled - best) - log_total; }
+
+  // The probability over e^shift.
+  __device__ float prob(float scaled) const { return expf(log_prob(scaled) - shift); }
 
   __device__ float log_prob_of(int64_t token) const { return log_prob(widen(logits[token * stride]) / temperature); }
 
@@ -154,6 +161,19 @@ __device__ bool take_log_softmax(Shared& shared, Row<L>& row) {
   return total > 0.0f && total < INFINITY;
 }
 
+// Sets what the row's probabilities are relative to: where any token is banned, the best that is left, for what is banned
+// may hold all but nothing of the probability.
+template <typename L>
+__device__ void take_shift(Shared& shared, Row<L>& row) {
+  if (!row.banned.has_any()) return;
+  float best = -INFINITY;
+  row.for_each_octet(true, [&](int64_t, const float (&scaled)[kOctet]) {
+    for (int i = 0; i < kOctet; ++i) best = fmaxf(best, row.log_prob(scaled[i]));
+  });
+  best = reduce_max(shared, best);
+  row.shift = best == -INFINITY ? 0.0f : best;
+}
+
 // The first of the most probable tokens that are not banned, 0 if none can be drawn; the first NaN if there is one.
 template <typename L>
 __device__ int64_t find_best(Shared& shared, const Row<L>& row) {
@@ -164,14 +184,14 @@ __device__ int64_t find_best(Shared& shared, const Row<L>& row) {
   float best = -INFINITY;
   row.for_each_octet(true, [&](int64_t first, const float (&scaled)[kOctet]) {
     for (int i = 0; i < kOctet; ++i) {
-      if (first + i < row.size && !(row.banned != nullptr && row.banned[first + i])) best = fmaxf(best, rank(scaled[i]));
+      if (first + i < row.size && !row.is_banned(first + i)) best = fmaxf(best, rank(scaled[i]));
     }
   });
   best = reduce_max(shared, best);
   int64_t token = row.size;
   row.for_each_octet(true, [&](int64_t first, const float (&scaled)[kOctet]) {
     for (int i = kOctet - 1; i >= 0; --i) {
-      const bool is_open = first + i < row.size && !(row.banned != nullptr && row.banned[first + i]);
+      const bool is_open = first + i < row.size && !row.is_banned(first + i);
       if (is_open && rank(scaled[i]) == best) token = min(token, first + i);
     }
   });
@@ -194,7 +214,7 @@ __device__ uint32_t find_threshold(Shared& shared, const Row<L>& row, uint32_t f
     __syncthreads();
     row.for_each_octet(true, [&](int64_t first, const float (&scaled)[kOctet]) {
       for (int i = 0; i < kOctet; ++i) {
-        const float prob = expf(row.log_prob(scaled[i]));
+        const float prob = row.prob(scaled[i]);
         const uint32_t key = __float_as_uint(prob);
         const bool is_inside = digit == 0 || key >> prefix_shift == prefix;
         if (first + i >= row.size || prob <= 0.0f || key < floor || !is_inside) continue;
@@ -223,28 +243,28 @@ __device__ uint32_t find_threshold(Shared& shared, const Row<L>& row, uint32_t f
 
 // The bits below which top-k, then top-p, then min-p cut a probability away.
 template <typename L>
-__device__ uint32_t find_cut(Shared& shared, const Row<L>& row, int64_t top_k, float top_p, float min_p) {
+__device__ uint32_t find_cut(Shared& shared, const Row<L>& row, const Sampling& sampling) {
   float best = 0.0f;
   row.for_each_octet(true, [&](int64_t, const float (&scaled)[kOctet]) {
-    for (int i = 0; i < kOctet; ++i) best = fmaxf(best, expf(row.log_prob(scaled[i])));
+    for (int i = 0; i < kOctet; ++i) best = fmaxf(best, row.prob(scaled[i]));
   });
   best = reduce_max(shared, best);
   uint32_t cut = 0;
-  if (top_k > 0 && top_k < row.size) cut = find_threshold<false>(shared, row, 0, top_k);
-  if (top_p < 1.0f) {
+  if (sampling.top_k > 0) cut = find_threshold<false>(shared, row, 0, sampling.top_k);
+  if (sampling.top_p < 1.0f) {
     Weight mass = 0, total;
     row.for_each_octet(true, [&](int64_t, const float (&scaled)[kOctet]) {
       for (int i = 0; i < kOctet; ++i) {
-        const float prob = expf(row.log_prob(scaled[i]));
+        const float prob = row.prob(scaled[i]);
         if (__float_as_uint(prob) >= cut) mass += weigh(prob);
       }
     });
     scan(shared, mass, &total);
-    const auto limit = static_cast<Weight>(ceil(static_cast<double>(top_p) * static_cast<double>(total)));
+    const auto limit = static_cast<Weight>(ceil(static_cast<double>(sampling.top_p) * static_cast<double>(total)));
     const uint32_t nucleus = find_threshold<true>(shared, row, cut, limit > 0 ? limit : 1);
     cut = max(cut, nucleus);
   }
-  cut = max(cut, __float_as_uint(fmaxf(min_p * best, 0.0f)));
+  cut = max(cut, __float_as_uint(fmaxf(sampling.min_p * best, 0.0f)));
   return min(cut, __float_as_uint(best));
 }
 
@@ -252,7 +272,7 @@ __device__ uint32_t find_cut(Shared& shared, const Row<L>& row, int64_t top_k, f
 template <typename L>
 __device__ int64_t draw(Shared& shared, const Row<L>& row, uint32_t cut, float uniform, Weight* total) {
   const auto weight_of = [&](int64_t index, float scaled) -> Weight {
-    const float prob = expf(row.log_prob(scaled));
+    const float prob = row.prob(scaled);
     return index < row.size && __float_as_uint(prob) >= cut ? weigh(prob) : 0;
   };
   row.for_each_octet(true, [&](int64_t first, const float (&scaled)[kOctet]) {
@@ -276,7 +296,7 @@ __device__ int64_t draw(Shared& shared, const Row<L>& row, uint32_t cut, float u
       if (target >= before + shared.pieces[piece]) continue;
       for (int64_t index = piece * kPiece;; ++index) {  // ends: the piece's weights reach beyond the target
         float scaled = widen(row.logits[index * row.stride]) / row.temperature;
-        if (row.banned != nullptr && row.banned[index]) scaled = -INFINITY;
+        if (row.is_banned(index)) scaled = -INFINITY;
         const Weight weight = weight_of(index, scaled);
         if (target < before + weight) {
           shared.found[0] = index;
@@ -295,17 +315,16 @@ template <typename L>
 __global__ void __launch_bounds__(kThreads) step_kernel(const RelayStep step) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const int64_t index = blockIdx.x;
-  // One thread reads the row for all: were another block at work on the same slot, they would not all read the same.
-  if (threadIdx.x == 0) shared.is_stepped = take_row(step, index, &shared.row);
+  const int64_t item = blockIdx.x;
+  // One thread reads the row for all: were another block at work on the same row, they would not all read the same.
+  if (threadIdx.x == 0) shared.is_stepped = take_row(step, item, &shared.row);
   __syncthreads();
   if (!shared.is_stepped) return;
   const StepRow mine = shared.row;
-  const float temperature = static_cast<float>(step.temperature[index]);
-  const bool is_greedy = temperature == 0.0f;
-  Row<L> row{static_cast<const L*>(step.logits.data) + index * step.logits.row_stride, step.logits.stride,
-             step.logits.vocab_size, is_greedy ? 1.0f : temperature};
-  row.banned = find_banned(step, mine);
+  const Sampling sampling = take_sampling(step, mine);
+  const bool is_greedy = sampling.temperature == 0.0f;
+  Row<L> row{static_cast<const L*>(step.logits.data) + item * step.logits.row_stride, step.logits.stride,
+             step.logits.vocab_size, is_greedy ? 1.0f : sampling.temperature, find_banned(step, mine)};
   const bool is_number = take_log_softmax(shared, row);
   Sample sampled{};
   if (is_greedy) {
@@ -314,16 +333,14 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const RelayStep step) {
   } else if (!is_number) {
     sampled = {row.size - 1, NAN, NAN};
   } else {
-    const uint32_t cut = step.is_cut ? find_cut(shared, row, take_top_k(step, index),
-                                                static_cast<float>(step.top_p[index]),
-                                                static_cast<float>(step.min_p[index]))
-                                     : 0;
+    take_shift(shared, row);
+    const uint32_t cut = sampling.is_cut() ? find_cut(shared, row, sampling) : 0;
     Weight total = 0;
     sampled.token = draw(shared, row, cut, take_uniform(step, mine), &total);
     sampled.log_prob = row.log_prob_of(sampled.token);
-    const bool is_whole = row.banned == nullptr && !step.is_cut;
+    const bool is_whole = !row.banned.has_any() && !sampling.is_cut();
     const float kept = static_cast<float>(static_cast<double>(total) / kOne);
-    sampled.sampling_log_prob = is_whole ? sampled.log_prob : sampled.log_prob - logf(kept);
+    sampled.sampling_log_prob = is_whole ? sampled.log_prob : (sampled.log_prob - row.shift) - logf(kept);
   }
   if (threadIdx.x == 0) finish_row(step, mine, sampled);
 }

@@ -77,10 +77,9 @@ def _check_caches(key_cache: Tensor, value_cache: Tensor, key_name: str, value_n
 
 def _check_new(new_key: Tensor, new_value: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
     _check_caches(new_key, new_value, "new_key", "new_value")
-    if has_shared_elements(key_cache):
-        raise ValueError(f"key_cache must not share elements between places, its strides are {key_cache.stride()}")
-    if has_shared_elements(value_cache):
-        raise ValueError(f"value_cache must not share elements between places, its strides are {value_cache.stride()}")
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        if has_shared_elements(cache):
+            raise ValueError(f"{name} must not share elements between places, its strides are {cache.stride()}")
     if new_key.shape[2:] != key_cache.shape[2:] or (new_key.dtype, new_key.device) != (
         key_cache.dtype,
         key_cache.device,
@@ -141,7 +140,8 @@ def _check_values(
     num_tokens: int, key_cache: Tensor, cache_seqlens: Tensor, num_new: Tensor | None, block_table: Tensor | None
 ) -> None:
     num_blocks, block_size = key_cache.shape[:2]
-    capacity = block_size * (1 if block_table is None else block_table.shape[1])
+    num_columns = 1 if block_table is None else block_table.shape[1]
+    capacity = min(block_size * num_columns, torch.iinfo(torch.int64).max)
     added = torch.full_like(cache_seqlens, num_tokens) if num_new is None else num_new
     if num_new is not None and (int(num_new.min()) < 0 or int(num_new.max()) > num_tokens):
         raise ValueError(f"num_new must lie in 0..{num_tokens}, it holds {int(num_new.min())}..{int(num_new.max())}")

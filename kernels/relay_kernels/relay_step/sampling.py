@@ -33,12 +33,12 @@ def sample_tokens(
     """
     is_greedy = temperature == 0
     log_probs = (logits.float() / torch.where(is_greedy, 1.0, temperature)[:, None]).log_softmax(-1)
-    allowed, is_whole, shift = log_probs, torch.ones_like(is_greedy), 0.0
+    allowed, is_whole, shift = log_probs, torch.ones_like(is_greedy), torch.zeros_like(temperature)
     if is_banned is not None:
         allowed, is_whole = log_probs.masked_fill(is_banned, -torch.inf), ~is_banned.any(-1)
         # Relative to the best token that is left: what is banned may hold all but nothing of the probability.
         best = allowed.amax(-1)
-        shift = torch.where(is_whole | best.isinf(), 0.0, best)
+        shift = best.masked_fill(is_whole | best.isinf(), 0.0)
         allowed = allowed - shift[:, None]
     probs = allowed.exp()
     if truncates:

@@ -12,6 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from relay_kernels.relay_step.state import CommandRule
+
+MASK_CLOSE = tl.constexpr(int(CommandRule.MASK_CLOSE))
+MASK_OPEN = tl.constexpr(int(CommandRule.MASK_OPEN))
 PIECE = tl.constexpr(256)
 """Logits of a piece: 512 bytes in 16 bit, so that reading single pieces wastes no memory sector."""
 PIECES = tl.constexpr(16)
@@ -34,12 +38,13 @@ def _logit(key, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def load_logits(logits_ptr, banned_ptr, is_masking, index, in_row, MASK: tl.constexpr):
-    """Logits of a row as fp32, and the same with -inf where a token is banned."""
+def load_logits(logits_ptr, closing_ptr, opening_ptr, rule, index, in_row, MASK: tl.constexpr):
+    """Logits of a row as fp32, and the same with -inf where its command rule bans a token."""
     logits = tl.load(logits_ptr + index, mask=in_row, other=float("-inf")).to(tl.float32)
     if MASK:
-        is_banned = tl.load(banned_ptr + index, mask=in_row & is_masking, other=0) != 0
-        return logits, tl.where(is_banned, float("-inf"), logits)
+        closes = tl.load(closing_ptr + index, mask=in_row & (rule >= MASK_CLOSE), other=0)
+        opens = tl.load(opening_ptr + index, mask=in_row & (rule >= MASK_OPEN), other=0)
+        return logits, tl.where((closes | opens) != 0, float("-inf"), logits)
     return logits, logits
 
 
@@ -53,8 +58,9 @@ def weights_of(logits, best, scale):
 def weight_at_least(
     threshold,
     logits_ptr,
-    banned_ptr,
-    is_masking,
+    closing_ptr,
+    opening_ptr,
+    rule,
     piece_best_ptr,
     list_ptr,
     kept_ptr,
@@ -83,7 +89,7 @@ def weight_at_least(
         chosen = tl.load(list_ptr + entry, mask=is_entry, other=0)
         index = chosen[:, None] * PIECE + tl.arange(0, PIECE)[None, :]
         in_row = (index < vocab_size) & is_entry[:, None]
-        _, logits = load_logits(logits_ptr, banned_ptr, is_masking, index, in_row, MASK)
+        _, logits = load_logits(logits_ptr, closing_ptr, opening_ptr, rule, index, in_row, MASK)
         reaches = in_row & (logits >= threshold)
         weights = tl.where(reaches, weights_of(logits, best, scale), 0.0)
         count += tl.sum(tl.sum(reaches.to(tl.int32), axis=1), axis=0)
@@ -102,8 +108,9 @@ def find_threshold(
     top_p,
     min_p,
     logits_ptr,
-    banned_ptr,
-    is_masking,
+    closing_ptr,
+    opening_ptr,
+    rule,
     piece_best_ptr,
     list_ptr,
     kept_ptr,
@@ -137,8 +144,8 @@ def find_threshold(
         while low + 1 < high:
             middle = (low & high) + ((low ^ high) >> 1)
             count, _ = weight_at_least(
-                _logit(middle, SHIFT), logits_ptr, banned_ptr, is_masking, piece_best_ptr, list_ptr, kept_ptr, best,
-                scale, vocab_size, num_pieces, MASK, BLOCK_K, False,
+                _logit(middle, SHIFT), logits_ptr, closing_ptr, opening_ptr, rule, piece_best_ptr, list_ptr, kept_ptr,
+                best, scale, vocab_size, num_pieces, MASK, BLOCK_K, False,
             )  # fmt: skip
             if count >= top_k:
                 low = middle
@@ -147,7 +154,7 @@ def find_threshold(
     key = low
     if top_p < 1.0:
         _, total = weight_at_least(
-            _logit(low, SHIFT), logits_ptr, banned_ptr, is_masking, piece_best_ptr, list_ptr, kept_ptr, best,
+            _logit(low, SHIFT), logits_ptr, closing_ptr, opening_ptr, rule, piece_best_ptr, list_ptr, kept_ptr, best,
             scale, vocab_size, num_pieces, MASK, BLOCK_K, False,
         )  # fmt: skip
         # Smallest key above which lies less than top_p of the weight.
@@ -156,8 +163,8 @@ def find_threshold(
         while low + 1 < high:
             middle = (low & high) + ((low ^ high) >> 1)
             _, above = weight_at_least(
-                _logit(middle + 1, SHIFT), logits_ptr, banned_ptr, is_masking, piece_best_ptr, list_ptr, kept_ptr, best,
-                scale, vocab_size, num_pieces, MASK, BLOCK_K, False,
+                _logit(middle + 1, SHIFT), logits_ptr, closing_ptr, opening_ptr, rule, piece_best_ptr, list_ptr,
+                kept_ptr, best, scale, vocab_size, num_pieces, MASK, BLOCK_K, False,
             )  # fmt: skip
             if above < top_p * total:
                 high = middle

@@ -24,6 +24,9 @@ from relay_lightning.engine.prefiller import Prefiller
 from relay_lightning.engine.runner_stats import RunnerStats
 from relay_lightning.threads import decode_threads
 
+FLASH_BLOCK_STEP = 256
+"""FlashAttention reads KV blocks of a multiple of so many tokens."""
+
 BeforeSampling = Callable[[Tensor, Tensor | None, Tensor], None]
 """Called with logits [N, V], last hidden states [N, E] or None, and rows [N], before tokens are sampled."""
 
@@ -52,7 +55,10 @@ class ModelRunner:
         capture: Capture | None = None,
     ) -> None:
         """num_token_ids: only smaller ids are sampled. table: for just these.
-        capture: captures decode steps in CUDA graphs; None runs each step as it is."""
+        capture: captures decode steps in CUDA graphs; None runs each step as it is. Raises ValueError for blocks that
+        the model's attention cannot read."""
+        if model.attention_backend == "flash" and block_size % FLASH_BLOCK_STEP:
+            raise ValueError(f"block_size is {block_size}; FlashAttention needs a multiple of {FLASH_BLOCK_STEP}")
         self.model = model
         self.writer = writer
         self.num_rows = num_rows

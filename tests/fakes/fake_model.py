@@ -74,7 +74,10 @@ class FakeModel:
         return token_ids[..., None].float()
 
     def step(
-        self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache  # noqa: ARG002
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cache: PagedKVCache,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor | None]:
         contexts = self._read(token_ids, cache, 0)
         logits = torch.full((len(token_ids), self.vocab_size), torch.nan)

@@ -86,6 +86,7 @@ def threads_of_a_step() -> set[int]:
     model = random_model("qwen3", VOCAB_SIZE)
     engine = RelayEngine(LocalModel(model), None, small_protocol())
     request, seen = RelayRequest(Prompt(0, (4,)), SamplingParams(1), policy="teacher_free"), set()
+    engine.acquire()  # Runs a pass that finds the size of keys and values.
     model.get_input_embeddings().register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
     engine.generate([request])
     return seen

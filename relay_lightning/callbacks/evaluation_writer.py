@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,7 @@ class EvaluationWriter(Callback):
             "temperature": self.temperature,
             "seed": pl_module.seed,
             "max_completion_tokens": pl_module.max_completion_tokens,
-            "max_calls": pl_module.max_calls,
-            "max_call_tokens": pl_module.max_call_tokens,
-            "eos_policy": pl_module.eos_policy,
+            **asdict(pl_module.call_limits),
             "versions": installed_versions(),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from relay_lightning.callbacks.run_folder import RunFolder
 from relay_lightning.models.settings import DEFAULT, LoadSettings
+from relay_lightning.relay.requests import CallLimits
 from relay_lightning.terminal import one_line
 
 PROGRAM = ("python", "-m", "relay_lightning")
@@ -62,6 +63,7 @@ def _loading(key: str, loading: LoadSettings) -> list[Any]:
 
 
 def _limits(pl_module: LightningModule) -> list[Any]:
-    options = {name: getattr(pl_module, name) for name in ("max_completion_tokens", "max_calls", "max_call_tokens")}
-    options["eos_policy"] = pl_module.eos_policy if pl_module.eos_policy != "finish" else None
-    return [part for name, value in options.items() if value is not None for part in (f"--{name}", value)]
+    limits, usual = asdict(pl_module.call_limits), asdict(CallLimits())
+    options = {"max_completion_tokens": pl_module.max_completion_tokens}
+    options |= {name: value for name, value in limits.items() if value != usual[name]}
+    return [part for name, value in options.items() for part in (f"--{name}", value)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +21,13 @@ from relay_lightning.models.quantization import dequantized
 from relay_lightning.models.settings import LoadSettings
 from relay_lightning.models.weight_checksums import write_checksums
 from relay_lightning.relay.relay_config import RELAY_CONFIG_FILE, RelayConfig, read_relay_config
+from relay_lightning.relay.requests import CallLimits
 from relay_lightning.terminal import print_line
 
 STUDENT_PREFIX = "student."
 """Where the student stands in a module's state."""
+LIMITS = tuple(field.name for field in fields(CallLimits))
+"""The settings of a module that limit calls."""
 
 
 def export(ckpt_path: str, output: str, merge: bool = False, trust_remote_code: bool = False) -> None:
@@ -84,7 +87,7 @@ def model_settings(checkpoint: dict[str, Any], ckpt_path: str) -> dict[str, Any]
 def trained_config(settings: dict[str, Any]) -> RelayConfig:
     """The limits that a student was trained under, and the sampling of its run's evaluation."""
     config = read_relay_config(settings["student"])
-    limits = {name: settings[name] for name in ("max_calls", "max_call_tokens", "eos_policy") if name in settings}
+    limits = {name: settings[name] for name in LIMITS if name in settings}
     budget = {name: settings[name] for name in ("max_completion_tokens",) if name in settings}
     return replace(
         config.override(**limits),

@@ -41,6 +41,7 @@ def generate(
     max_calls: CallLimit = AUTO,
     max_call_tokens: CallLimit = AUTO,
     eos_policy: Literal["finish", "return", "auto"] = AUTO,
+    spent_calls: Literal["text", "mask_close", "mask_open", "auto"] = AUTO,
     seed: int = 0,
 ) -> None:
     """Answers a question, and prints the answer as it is written.
@@ -65,6 +66,8 @@ def generate(
         max_call_tokens: tokens of one call at most; null and `auto` as above.
         eos_policy: what the teacher's end of sequence does: `finish` the answer, `return` to the student, or `auto`,
             which takes the student's, else `finish`.
+        spent_calls: what a command does where no call is possible: it stays as `text`, or the tokens that would close
+            it (`mask_close`) or its opening tag (`mask_open`) are banned; `auto` takes the student's, else `text`.
         seed: of the samples.
     """
     policy = "teacher_free" if teacher is None else policy
@@ -87,6 +90,7 @@ def generate(
         max_calls=max_calls,
         max_call_tokens=max_call_tokens,
         eos_policy=eos_policy,
+        spent_calls=spent_calls,
         seed=seed,
     )
     answer = print_pieces(pieces, Console(highlight=False))

@@ -38,6 +38,7 @@ EXPECTED = (
     (re.compile(r"Expected a (?:typing\.)?Literal\[(.*?)\]"), r"expected one of \1"),
     (re.compile(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>"), r"expected \1"),
     (re.compile(r"\. Got value: (.*)"), r", got '\1'"),
+    (re.compile(r" or expected (?:one of )?"), " or "),
 )
 """How the parser speaks of types, and how a person does."""
 
@@ -88,6 +89,8 @@ def condense_parser_message(message: str, known_keys: Iterable[str] = ()) -> str
     sentence = " or ".join(wrong) or (f"'{given[1]}' cannot be used here" if given else " ".join(message.split()))
     for pattern, plain in EXPECTED:
         sentence = pattern.sub(plain, sentence)
+    if given and sentence.startswith("expected ") and ", got " not in sentence:
+        sentence += f", got '{shorten(given[1], MAX_VALUE_CHARACTERS)}'"
     sentence = _explain_unknown(sentence, key, known_keys)
     return f"{key}: {sentence}" if key else sentence
 

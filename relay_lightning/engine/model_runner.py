@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from relay_kernels.relay_step import CommandTable, RelayStepState, TokenSource, relay_step
+from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, TokenSource, relay_step
 from torch import Tensor
 
 from relay_lightning.engine.base import ForwardPass, TokenModel
@@ -179,6 +179,11 @@ class ModelRunner:
         for context in contexts:
             context.position = context.num_written
             context.num_cached = len(context.token_ids) - 1
+
+    def stop(self, context: Context) -> None:
+        """Brings a context's tokens to the host; decode steps leave its row alone from now on."""
+        self.sync([context])
+        self.write_rows([context], status=RowStatus.EMPTY)
 
     def write_rows(self, contexts: Sequence[Context], **values: Sequence[float] | float) -> None:
         """Writes fields of the state, one value for each context or one for all."""

@@ -91,6 +91,7 @@ class RelayModule(LightningModule):
         max_calls: CallLimit,
         max_call_tokens: CallLimit,
         eos_policy: str,
+        spent_calls: str,
         lora: LoRASettings | None,
         gradient_checkpointing: bool,
         seed: int,
@@ -113,10 +114,14 @@ class RelayModule(LightningModule):
         self.block_size = block_size
         self.cuda_graphs = cuda_graphs
         self.max_completion_tokens = max_completion_tokens
-        # Limits of calls; what is "auto" is resolved in `setup`.
-        self.max_calls: Any = max_calls
-        self.max_call_tokens: Any = max_call_tokens
-        self.eos_policy: Any = eos_policy
+        self._relay_config = RelayConfig()
+        """The student's own, from `setup` on; `_given_limits` come before it."""
+        self._given_limits: dict[str, Any] = {
+            "max_calls": max_calls,
+            "max_call_tokens": max_call_tokens,
+            "eos_policy": eos_policy,
+            "spent_calls": spent_calls,
+        }
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
@@ -169,9 +174,7 @@ class RelayModule(LightningModule):
             return
         require_loadable(self.student_name, self.student_loading)
         self.tokenizer = load_tokenizer(self.student_name, self.student_loading)
-        config = self._with_given_limits(read_relay_config(self.student_name))
-        self.max_calls, self.max_call_tokens = config.max_calls, config.max_call_tokens
-        self.eos_policy = config.eos_policy
+        self._relay_config = read_relay_config(self.student_name)
         if self.teacher_name is not None:
             require_loadable(self.teacher_name, self.teacher_loading)
             self._teacher_tokenizer = load_tokenizer(self.teacher_name, self.teacher_loading)
@@ -269,7 +272,7 @@ class RelayModule(LightningModule):
     @property
     def call_limits(self) -> CallLimits:
         """The limits of calls; before `setup`, what is "auto" has the library's default."""
-        return self._with_given_limits(RelayConfig()).limits
+        return self._relay_config.override(**self._given_limits).limits
 
     def step_randomness(self) -> AbstractContextManager[None]:
         """Around the forward pass of a training step: its dropout depends on the step and on nothing before it."""
@@ -424,9 +427,6 @@ class RelayModule(LightningModule):
     def _own_device(self) -> torch.device:
         """Where the module is, or is about to be moved."""
         return self.device if self._trainer is None else self.trainer.strategy.root_device
-
-    def _with_given_limits(self, config: RelayConfig) -> RelayConfig:
-        return config.override(self.max_calls, self.max_call_tokens, self.eos_policy)
 
     def _build_engine(self) -> RelayEngine:
         teacher = None

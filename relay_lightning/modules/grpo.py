@@ -63,6 +63,8 @@ class GRPOModule(RelayModule):
         max_call_tokens: longest span that one call can get; null and `auto` as above.
         eos_policy: what the teacher's end of sequence does: `finish` the completion, `return` to the student, or `auto`
             as above, else `finish`.
+        spent_calls: what a command does where no call is possible: it stays as `text`, or the tokens that would close
+            it (`mask_close`) or its opening tag (`mask_open`) are banned; `auto` as above, else `text`.
         reward: `difficulty_aware` (paper) or `simple` (1[correct] - call ratio).
         bonus: reward of a correct completion without a call in a group with one.
         exploration: pay wrong completions that called, in a group that nobody solved, their call ratio.
@@ -115,6 +117,7 @@ class GRPOModule(RelayModule):
         max_calls: CallLimit = AUTO,
         max_call_tokens: CallLimit = AUTO,
         eos_policy: Literal["finish", "return", "auto"] = AUTO,
+        spent_calls: Literal["text", "mask_close", "mask_open", "auto"] = AUTO,
         reward: Literal["difficulty_aware", "simple"] = "difficulty_aware",
         bonus: float = 1.5,
         exploration: bool = True,
@@ -162,6 +165,7 @@ class GRPOModule(RelayModule):
             max_calls=max_calls,
             max_call_tokens=max_call_tokens,
             eos_policy=eos_policy,
+            spent_calls=spent_calls,
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
             seed=seed,

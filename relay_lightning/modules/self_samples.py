@@ -16,7 +16,7 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.files import write_atomically
 from relay_lightning.json_lines import json_line, read_rows
 from relay_lightning.relay.engine import RelayEngine
-from relay_lightning.relay.requests import sample_requests
+from relay_lightning.relay.requests import CallLimits, sample_requests
 from relay_lightning.types import Completion, Prompt
 
 
@@ -30,7 +30,8 @@ def draw_self_samples(
     on_progress: Callable[[int], None] | None = None,
 ) -> list[SelfSample]:
     """`samples_per_prompt` completions of every prompt, written by the student alone; commands are forbidden."""
-    requests = sample_requests(prompts, sampling, samples_per_prompt, policy="teacher_free", seed=seed)
+    limits = CallLimits(spent_calls="mask_close")
+    requests = sample_requests(prompts, sampling, samples_per_prompt, policy="teacher_free", limits=limits, seed=seed)
     completions = engine.generate(requests, on_progress)
     return [
         _self_sample(request.prompt, completion, engine.student.eos_token_ids)

@@ -64,6 +64,9 @@ class WarmupModule(RelayModule):
             `relay_config.json`, else none.
         max_call_tokens: longest span that one call can get in validation; null and `auto` as above.
         eos_policy: what the teacher's end of sequence does in validation; `auto` as above, else `finish`.
+        spent_calls: what a command does in validation where no call is possible: it stays as `text`, or the tokens
+            that would close it (`mask_close`) or its opening tag (`mask_open`) are banned; `auto` as above, else
+            `text`.
         cache_dir: folder that keeps the self-sampled completions.
         lora: train adapters of this shape; null trains all weights, which a quantised student cannot.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
@@ -94,6 +97,7 @@ class WarmupModule(RelayModule):
         max_calls: CallLimit = AUTO,
         max_call_tokens: CallLimit = AUTO,
         eos_policy: Literal["finish", "return", "auto"] = AUTO,
+        spent_calls: Literal["text", "mask_close", "mask_open", "auto"] = AUTO,
         cache_dir: str = ".cache/self_samples",
         lora: LoRASettings | None = None,
         gradient_checkpointing: bool = False,
@@ -114,6 +118,7 @@ class WarmupModule(RelayModule):
             max_calls=max_calls,
             max_call_tokens=max_call_tokens,
             eos_policy=eos_policy,
+            spent_calls=spent_calls,
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
             seed=seed,

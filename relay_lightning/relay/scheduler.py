@@ -25,10 +25,8 @@ class Scheduler:
     gives way, so that all are finished in the end.
     """
 
-    def __init__(self, runner: ModelRunner, preempt: Callable[[Context], None]) -> None:
-        """preempt: called with a running context before its blocks are taken; brings its tokens to the host."""
+    def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
-        self._preempt = preempt
         self.waiting: dict[int, Context] = {}
         """Contexts, by row, that have to be read before they run."""
         self.running: dict[int, Context] = {}
@@ -134,7 +132,7 @@ class Scheduler:
 
     def _stop(self, context: Context) -> None:
         """Preempts a running context."""
-        self._preempt(context)
+        self._runner.stop(context)
         del self.running[context.row]
         self.waiting[context.row] = context
         self._prefiller.evict(context)

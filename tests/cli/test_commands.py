@@ -173,7 +173,7 @@ def test_exported_student_writes_the_same_greedy_tokens(in_process, config, smal
     from relay_lightning import SamplingParams, load_relay
     from relay_lightning.data.chat_template import INSTRUCTION
 
-    limits = ["--model.max_calls", 2, "--model.eos_policy", "return"]
+    limits = ["--model.max_calls", 2, "--model.eos_policy", "return", "--model.spent_calls", "mask_close"]
     adapters = ["--model.lora", '{"rank": 4}', "--model.optimizer.init_args.lr", "0.03"] if lora else []
     trained = in_process("fit", "--config", config, "--report.enabled", "false", *limits, *adapters)
     assert trained.exit_code == 0, trained.errors
@@ -188,6 +188,7 @@ def test_exported_student_writes_the_same_greedy_tokens(in_process, config, smal
     kept = json.loads((folder / "relay_config.json").read_text())
     assert (kept["tags"], kept["teacher"]) == (["<call>", "</call>"], small_pair.teacher)
     assert (kept["max_calls"], kept["max_call_tokens"], kept["eos_policy"]) == (2, None, "return")
+    assert kept["spent_calls"] == "mask_close"
     assert (kept["sampling"]["max_completion_tokens"], kept["sampling"]["temperature"]) == (32, 0.0)
 
     predicted = in_process(

@@ -76,8 +76,8 @@ class FakeModel:
     def step(
         self,
         token_ids: Tensor,
-        positions: Tensor,
-        cache: PagedKVCache,  # noqa: ARG002
+        positions: Tensor,  # noqa: ARG002
+        cache: PagedKVCache,
     ) -> tuple[Tensor, Tensor | None]:
         contexts = self._read(token_ids, cache, 0)
         logits = torch.full((len(token_ids), self.vocab_size), torch.nan)

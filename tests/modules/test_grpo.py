@@ -195,12 +195,13 @@ def test_limits_are_the_students_own_unless_others_are_given(
     small_pair: Any, make_module: Any, make_data: Any, make_trainer: Any, tmp_path: Path
 ) -> None:
     student = shutil.copytree(small_pair.student, tmp_path / "student")
-    (student / "relay_config.json").write_text('{"max_calls": 0, "eos_policy": "return"}')
+    (student / "relay_config.json").write_text('{"max_calls": 0, "eos_policy": "return", "spent_calls": "mask_open"}')
 
     def calls(**options: Any) -> float:
         trainer, module = make_trainer(1), make_module(student=str(student), **options)
         trainer.fit(module, make_data())
         assert module.decoding.limits.eos_policy == "return"
+        assert module.decoding.limits.spent_calls == "mask_open"
         return trainer.callback_metrics["relay/calls_per_completion"].item()
 
     assert calls() == 0

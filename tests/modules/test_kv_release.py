@@ -24,9 +24,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sizes: list[int] = []
     original = RelayEngine.generate
 
-    def generate(self: RelayEngine, *arguments: Any) -> Any:
+    def generate(self: RelayEngine, *arguments: Any, **options: Any) -> Any:
         try:
-            return original(self, *arguments)
+            return original(self, *arguments, **options)
         finally:
             sizes.append(kv_bytes(self))
 

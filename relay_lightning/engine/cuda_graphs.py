@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +19,19 @@ logger = logging.getLogger(__name__)
 
 Step = Callable[[], object]
 """Work for the device, or what repeats it."""
-Capture = Callable[[Step], Step]
-"""Records the device's work in a step without doing it, and returns what does it. Raises RuntimeError if it cannot."""
+
+
+class Capture(Protocol):
+    """What makes graphs of steps."""
+
+    def rehearse(self, step: Step) -> str | None:
+        """Runs a step as it is. Returns why it cannot be captured, or None."""
+
+    def __call__(self, step: Step) -> Step:
+        """Records the device's work in a step without doing it, and returns what does it.
+
+        Raises RuntimeError if it cannot.
+        """
 
 
 class StepGraphs:
@@ -50,23 +63,28 @@ class StepGraphs:
 
     def run(self, key: Hashable, step: Step) -> None:
         """Runs the step once, by its graph where there is one."""
-        if self._capture is None or key not in self._replays:
+        if self._capture is None:
             step()
-            self._replays.setdefault(key, None)
-            return
-        replay = self._replays[key]
-        if replay is not None:
+        elif key not in self._replays:
+            self._replays[key] = None
+            self._turn_off(self._capture.rehearse(step))
+        elif (replay := self._replays[key]) is not None:
             replay()
-            return
-        try:
-            replay = self._replays[key] = self._capture(step)
-        except RuntimeError as error:
-            logger.warning("CUDA graphs are off, a decode step cannot be captured: %s", str(error).partition("\n")[0])
+        else:
+            try:
+                replay = self._replays[key] = self._capture(step)
+            except RuntimeError as error:
+                self._turn_off(str(error).partition("\n")[0])
+                step()
+            else:
+                replay()
+
+    def _turn_off(self, reason: str | None) -> None:
+        """Captures no more steps, if there is a reason."""
+        if reason is not None:
+            logger.warning("CUDA graphs are off, a decode step cannot be captured: %s", reason)
             self._capture = None
             self.clear()
-            step()
-        else:
-            replay()
 
 
 def new_capture(device: torch.device) -> Capture | None:
@@ -79,7 +97,24 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = _capture_stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = _graph_pool(device)
+
+    def rehearse(self, step: Step) -> str | None:
+        """Runs a step as it is. Returns why it cannot be captured, or None.
+
+        A capture that fails leaves PyTorch's random generators and allocator in capture mode, so a step that waits for
+        the device must be known before.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                step()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        reasons = (str(warning.message) for warning in caught)
+        return next((reason for reason in reasons if "synchronizing" in reason), None)
 
     def __call__(self, step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
@@ -97,5 +132,12 @@ class CudaCapture:
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all runs, because cuBLAS keeps a workspace for each stream that it has seen."""
+    """Returns one stream for all engines, because cuBLAS keeps a workspace for each stream that it has seen."""
     return torch.cuda.Stream(device)
+
+
+@functools.cache
+def _graph_pool(device: torch.device) -> tuple[int, int]:  # noqa: ARG001 - one for each device
+    """Returns one memory pool for all engines; a pool keeps its segments reserved as long as the process lives."""
+    pool: tuple[int, int] = torch.cuda.graph_pool_handle()
+    return pool

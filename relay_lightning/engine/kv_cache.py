@@ -64,7 +64,7 @@ class PagedKVCache:
 
     @classmethod
     def with_own_blocks(
-        cls, num_rows: int, max_length: int, device: torch.device, backend: str = "auto", block_size: int = 16
+        cls, num_rows: int, max_length: int, device: torch.device, backend: str = "auto", block_size: int = 256
     ) -> PagedKVCache:
         """Returns a cache whose rows each have the blocks of `max_length` tokens, for passes without a scheduler."""
         num_columns = max(1, -(-max_length // block_size))
@@ -127,6 +127,10 @@ class PagedKVCache:
             "block_table": self.pass_table,
             "backend": self._backend,
         }
+
+    def clear(self) -> None:
+        """Drops all keys and values; the next pass may have others of another dtype."""
+        self._storages = []
 
     def keys_of(self, layer_index: int) -> Tensor:
         """Returns the keys of a layer, [N, P, K, D]."""

@@ -32,8 +32,8 @@ PAGED_ATTENTION = "relay_paged"
 """Name of the attention function that a model has during a session."""
 NOT_PLAIN = ("softcap", "s_aux", "position_bias")
 """What models hand to an attention function that changes its result."""
-MEASURED_BLOCK = 16
-"""Tokens of the one block that is filled to measure the size of keys and values."""
+MEASURED_BLOCK = 256
+"""Tokens of the one block that is made to measure the size of keys and values; FlashAttention takes no smaller one."""
 _CACHE: ContextVar[PagedKVCache] = ContextVar("_CACHE")
 """The cache of the forward pass in progress, for its attention function: not all models hand arguments on to it."""
 
@@ -114,6 +114,7 @@ class LocalModel:
             if self._forward is None or self._forward[0] != addresses:
                 forward = Blocks(self.model, self.max_context) if self._has_blocks else _ModelPass(self.model)
                 self._forward = (addresses, forward)
+                self._kv_bytes = {}
             yield self._forward[1]
 
     @contextmanager

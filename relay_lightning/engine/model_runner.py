@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from relay_kernels.relay_step import CommandTable, RelayStepState, TokenSource, relay_step
+from relay_kernels.relay_step import CommandTable, RelayStepState, RowStatus, TokenSource, relay_step
 from torch import Tensor
 
 from relay_lightning.engine.base import ForwardPass, TokenModel
 from relay_lightning.engine.context import Context
 from relay_lightning.engine.cuda_graphs import Capture, StepGraphs
-from relay_lightning.engine.kv_cache import PagedKVCache
+from relay_lightning.engine.kv_cache import PagedKVCache, autocast_dtype
 from relay_lightning.engine.padding_ids import normalize_over_all
 from relay_lightning.engine.prefiller import Prefiller
 from relay_lightning.engine.runner_stats import RunnerStats
 from relay_lightning.threads import decode_threads
+
+FLASH_BLOCK_STEP = 256
+"""FlashAttention reads KV blocks of a multiple of so many tokens."""
 
 BeforeSampling = Callable[[Tensor, Tensor | None, Tensor], None]
 """Called with logits [N, V], last hidden states [N, E] or None, and rows [N], before tokens are sampled."""
@@ -52,7 +55,10 @@ class ModelRunner:
         capture: Capture | None = None,
     ) -> None:
         """num_token_ids: only smaller ids are sampled. table: for just these.
-        capture: captures decode steps in CUDA graphs; None runs each step as it is."""
+        capture: captures decode steps in CUDA graphs; None runs each step as it is. Raises ValueError for blocks that
+        the model's attention cannot read."""
+        if model.attention_backend == "flash" and block_size % FLASH_BLOCK_STEP:
+            raise ValueError(f"block_size is {block_size}; FlashAttention needs a multiple of {FLASH_BLOCK_STEP}")
         self.model = model
         self.writer = writer
         self.num_rows = num_rows
@@ -68,8 +74,8 @@ class ModelRunner:
         self.prefiller = Prefiller(self.cache, self.stats)
         self._graphs = None if capture is None else StepGraphs(capture, num_rows, device)
         self._forward: ForwardPass | None = None
-        self._last_forward: ForwardPass | None = None
-        """Forward pass of the last session; its graphs are valid for it alone."""
+        self._last_pass: tuple[ForwardPass, torch.dtype | None] | None = None
+        """Forward pass and autocast of the last session; graphs, keys and values are valid for them alone."""
         self._session = ExitStack()
         self._weights_version = -1
         self._num_parameters = model.num_parameters
@@ -79,9 +85,12 @@ class ModelRunner:
         if self._forward is not None:
             return
         forward = self._session.enter_context(self.model.session())
-        if forward is not self._last_forward:
+        self._forward = forward
+        if self._last_pass != (forward, dtype := autocast_dtype(self.model.device.type)):
+            self._last_pass = forward, dtype
             self._drop_graphs()
-        self._forward = self._last_forward = forward
+            self.cache.clear()
+            self.prefiller.blocks.forget()
         if self._weights_version != (version := self.model.weights_version()):
             self.prefiller.blocks.forget()
             self._weights_version = version
@@ -176,6 +185,11 @@ class ModelRunner:
         for context in contexts:
             context.position = context.num_written
             context.num_cached = len(context.token_ids) - 1
+
+    def stop(self, context: Context) -> None:
+        """Brings a context's tokens to the host; decode steps leave its row alone from now on."""
+        self.sync([context])
+        self.write_rows([context], status=RowStatus.EMPTY)
 
     def write_rows(self, contexts: Sequence[Context], **values: Sequence[float] | float) -> None:
         """Writes fields of the state, one value for each context or one for all."""

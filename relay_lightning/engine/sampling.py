@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from relay_kernels.relay_step import signed_seed
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -55,5 +57,5 @@ def sampling_rows(samplings: Sequence[SamplingParams], seeds: Sequence[int]) -> 
         "top_k": [sampling.top_k for sampling in samplings],
         "top_p": [sampling.top_p for sampling in samplings],
         "min_p": [sampling.min_p for sampling in samplings],
-        "seed": [(seed + 2**63) % 2**64 - 2**63 for seed in seeds],  # the low 64 bits as int64
+        "seed": [signed_seed(seed) for seed in seeds],
     }

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from relay_kernels.relay_step import TokenSource
 
 from relay_lightning.engine.base import TokenModel
 from relay_lightning.engine.cuda_graphs import new_capture
-from relay_lightning.engine.kv_budget import KVCacheGB, num_kv_blocks, require_sizes
+from relay_lightning.engine.kv_budget import KVCacheGB, require_sizes
 from relay_lightning.engine.model_runner import ModelRunner
 from relay_lightning.engine.turns import DECODING
 from relay_lightning.relay.accounting import DecodeStats, with_passes
 from relay_lightning.relay.admission import Admission
 from relay_lightning.relay.bridge import TextBridge
+from relay_lightning.relay.engine_memory import EngineMemory
 from relay_lightning.relay.protocol import CompiledProtocol
 from relay_lightning.relay.relay_loop import RelayLoop
 from relay_lightning.relay.requests import RelayRequest, RequestOutput
@@ -24,8 +25,6 @@ from relay_lightning.relay.teacher import Teacher
 from relay_lightning.types import Completion
 
 __all__ = ["RelayEngine", "RelayRequest", "RequestOutput"]
-
-logger = logging.getLogger(__name__)
 
 CUDA_STEPS_PER_SYNC = 4
 """Decode steps between two host syncs on a GPU. A row that has stopped runs idle until the next one. A guess, to be
@@ -82,21 +81,15 @@ class RelayEngine:
         self.kv_cache_gb = kv_cache_gb
         self.cuda_graphs = cuda_graphs
         self._admission = Admission(student, teacher, protocol, bridge)
-        num_token_ids, num_teacher_ids = self._admission.num_token_ids
+        num_ids, num_teacher_ids = self._admission.num_token_ids
         capture = new_capture(device) if cuda_graphs else None
         if teacher is not None:
             teacher.configure(max_num_seqs, block_size, num_teacher_ids, steps_per_sync, capture)
-        table = protocol.table_of(num_token_ids)
-        self._runner = ModelRunner(
-            student, TokenSource.STUDENT, max_num_seqs, block_size, num_token_ids, table, capture
-        )
+        table = protocol.table_of(num_ids)
+        self._runner = ModelRunner(student, TokenSource.STUDENT, max_num_seqs, block_size, num_ids, table, capture)
         self._loop = RelayLoop(self._runner, teacher, protocol, bridge, steps_per_sync)
         self._num_requests = 0
-        self._num_blocks = 0
-        """KV blocks of each model; 0 when they have no memory."""
-        self._most_blocks: int | None = None
-        """Blocks for which memory is known to suffice, once it has not."""
-        self._is_open = False
+        self._memory = EngineMemory(self._runner, teacher, kv_cache_gb)
         self._is_generating = False
 
     @property
@@ -120,10 +113,13 @@ class RelayEngine:
         others go on.
         """
         with DECODING:
-            self.acquire()
-            sequence = self._admission.sequence_of(request, self._num_requests, self._num_blocks * self.block_size)
-            self._num_requests += 1
-            self._loop.add(sequence)
+            try:
+                self.acquire()
+                sequence = self._admission.sequence_of(request, self._num_requests, self._memory.num_tokens)
+                self._num_requests += 1
+                self._loop.add(sequence)
+            finally:
+                self._close_if_idle()
             return sequence.request_id
 
     def abort(self, request_id: int) -> bool:
@@ -138,7 +134,8 @@ class RelayEngine:
         """Runs the next model for one decode step, or a few on a GPU, and returns what is new of each request."""
         with DECODING:
             if self._loop.sequences:
-                self._advance()
+                with self._turn():
+                    self._loop.advance()
             outputs = self._loop.report()
             self._close_if_idle()
             return outputs
@@ -161,85 +158,55 @@ class RelayEngine:
                 for request in requests:
                     ids.append(self.add_request(request))
                 while len(done) < len(ids):
-                    self._advance()
+                    with self._turn():
+                        self._loop.advance()
                     finished = self._loop.take_finished(ids)
                     done |= finished
                     if finished and on_progress is not None:
                         on_progress(len(done))
             finally:
                 for request_id in ids:
-                    self.abort(request_id)
+                    self._loop.abort(request_id)
                 self._is_generating = False
                 self._close_if_idle()
         return [done[request_id] for request_id in ids]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def acquire(self) -> None:
         """Opens the models, and allocates keys and values if they have no memory; done by itself where needed."""
         with DECODING:
-            if not self._is_open:
-                self._is_open = True
-                self._runner.open()
-                if self.teacher is not None:
-                    self.teacher.open()
-            if not self._num_blocks:
-                self._allocate(self._blocks_that_fit())
+            self._memory.acquire()
 
     def release(self) -> None:
         """Gives the memory of keys and values back, for instance while weights are updated. Requests in flight are
         read again when they go on."""
         with DECODING:
             self._loop.scheduler.evict_all()
-            self._allocate(0)
+            self._memory.allocate(0)
             self._close_if_idle()
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _advance(self) -> None:
-        """Runs one turn of the loop."""
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Within it the loop can take a turn; requests in flight can go on if that fails.
+
+        Where memory runs out the loop begins again with fewer KV blocks. No sample changes: a draw depends on its
+        request, not on memory.
+        """
         start_s = time.perf_counter()
-        self.acquire()
-        try:
-            self._loop.advance()
-        except torch.OutOfMemoryError as error:
-            self._loop.recover()
-            self._halve_blocks(error)
-        except BaseException:
-            self._loop.recover()  # Requests in flight can go on.
-            raise
+        with torch.inference_mode(False), torch.no_grad():  # What outlives a turn must not be an inference tensor.
+            self._memory.acquire()
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                self._loop.recover()
+                self._memory.halve(self._admission.longest(self._loop.sequences.values()), error)
+            except BaseException:
+                self._loop.recover()
+                raise
         self._loop.stats.wall_s += time.perf_counter() - start_s
-
-    def _blocks_that_fit(self) -> int:
-        contexts, bytes_per_token = [self.student.max_context], self.student.kv_bytes_per_token()
-        if self.teacher is not None and (teacher_bytes := self.teacher.kv_bytes_per_token()):
-            contexts.append(self.teacher.max_context)
-            bytes_per_token += teacher_bytes
-        most = self._most_blocks or self.max_num_seqs * -(-max(contexts) // self.block_size)
-        return num_kv_blocks(self.kv_cache_gb, bytes_per_token, self.block_size, most, self.student.device)
-
-    def _allocate(self, num_blocks: int) -> None:
-        self._runner.allocate(num_blocks)
-        if self.teacher is not None:
-            self.teacher.allocate(num_blocks)
-        self._num_blocks = num_blocks
-
-    def _halve_blocks(self, error: torch.OutOfMemoryError) -> None:
-        """Begins again with half the blocks. No sample changes: a draw depends on its request, not on memory."""
-        before, self._most_blocks = self._num_blocks, self._num_blocks // 2
-        if self._most_blocks * self.block_size < self._admission.longest(self._loop.sequences.values()):
-            raise RuntimeError(
-                "Memory does not suffice to decode a single completion; allow fewer tokens, or load smaller models."
-            ) from error
-        logger.warning("Out of memory with %d KV blocks: decoding goes on with %d.", before, self._most_blocks)
-        self._allocate(self._most_blocks)
 
     def _begin_generate(self) -> None:
         if self._is_generating:
-            raise RuntimeError(
-                "this relay is decoding already: generate cannot be called inside a generate of the same pair,"
-                " such as from its on_progress"
-            )
+            raise RuntimeError("generate cannot be called inside a generate of the same pair, as from its on_progress")
         self._is_generating = True
         self._loop.stats = DecodeStats()
         self._runner.stats.reset()
@@ -247,8 +214,5 @@ class RelayEngine:
             self.teacher.stats.reset()
 
     def _close_if_idle(self) -> None:
-        if self._is_open and not self._is_generating and not self._loop.sequences:
-            self._is_open = False
-            if self.teacher is not None:
-                self.teacher.close()
-            self._runner.close()
+        if not self._is_generating and not self._loop.sequences:
+            self._memory.close()

@@ -75,7 +75,7 @@ class LocalTeacher:
         self.runner = ModelRunner(
             self.model, TokenSource.TEACHER, max_num_seqs, block_size, num_token_ids, capture=capture
         )
-        self.scheduler = Scheduler(self.runner, self._preempt)
+        self.scheduler = Scheduler(self.runner)
         self._steps_per_sync = steps_per_sync
         self._readers, self._by_row, self._free_rows = {}, {}, list(reversed(range(max_num_seqs)))
 
@@ -174,7 +174,3 @@ class LocalTeacher:
         call = self._readers[self._by_row[context.row]].call
         assert call is not None
         return call
-
-    def _preempt(self, context: Context) -> None:
-        self.runner.sync([context])
-        self.runner.write_rows([context], status=RowStatus.EMPTY)

@@ -9,9 +9,9 @@ from relay_lightning.engine.sampling import SamplingParams
 from relay_lightning.engine.turns import DECODING
 from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.engine import RelayEngine
-from relay_lightning.relay.policies import Policy
+from relay_lightning.relay.policies import Policy, make_policy
 from relay_lightning.relay.relay_config import AUTO, CallLimit, RelayConfig
-from relay_lightning.relay.requests import RelayRequest
+from relay_lightning.relay.requests import RelayRequest, RequestOutput
 from relay_lightning.relay.text_stream import Piece, TextStream
 from relay_lightning.types import Completion, Prompt
 
@@ -27,6 +27,8 @@ class Relay:
         self.engine = engine
         self.make_prompt = make_prompt
         self.config = config or RelayConfig()
+        self._outputs: dict[int, list[RequestOutput]] = {}
+        """What streams have not read yet, by request id."""
 
     @property
     def stats(self) -> DecodeStats:
@@ -97,12 +99,25 @@ class Relay:
             limits=self.config.override(max_calls, max_call_tokens, eos_policy, spent_calls).limits,
             seed=seed,
         )
+        max_calls = request.limits.max_calls if make_policy(policy).allows_commands else 0
+        text = TextStream(self.engine.protocol, request.sampling.stop, max_calls)
         request_id = self.engine.add_request(request)
-        text = TextStream(self.engine.protocol, request.sampling.stop)
+        self._outputs[request_id] = []
         try:
-            while self.engine.is_in_flight(request_id):
-                for output in self.engine.step():
-                    if output.request_id == request_id:
-                        yield from text.feed(output)
+            while True:
+                for output in self._step(request_id):
+                    yield from text.feed(output)
+                    if output.is_finished:
+                        return
         finally:
+            del self._outputs[request_id]
             self.engine.abort(request_id)
+
+    def _step(self, request_id: int) -> list[RequestOutput]:
+        """Returns what is new of a stream's request, after a step of the engine if another stream has not run it."""
+        with DECODING:
+            if not self._outputs[request_id]:
+                for output in self.engine.step():
+                    self._outputs.get(output.request_id, []).append(output)
+            outputs, self._outputs[request_id] = self._outputs[request_id], []
+            return outputs

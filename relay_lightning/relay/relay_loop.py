@@ -35,7 +35,7 @@ class RelayLoop:
     ) -> None:
         """runner: the student's."""
         self.runner = runner
-        self.scheduler = Scheduler(runner, self._preempt)
+        self.scheduler = Scheduler(runner)
         self.stats = DecodeStats()
         """Counts of what has become of sequences."""
         self.sequences: dict[int, Sequence] = {}
@@ -239,10 +239,6 @@ class RelayLoop:
             self._teacher.release(sequence.request_id)
         del self.by_row[row]
         self._free_rows.append(row)
-
-    def _preempt(self, context: Context) -> None:
-        self.runner.sync([context])
-        self.runner.write_rows([context], status=RowStatus.EMPTY)
 
 
 def _command_rule(sequence: Sequence) -> CommandRule:

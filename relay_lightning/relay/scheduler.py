@@ -25,10 +25,8 @@ class Scheduler:
     gives way, so that all are finished in the end.
     """
 
-    def __init__(self, runner: ModelRunner, preempt: Callable[[Context], None]) -> None:
-        """preempt: called with a running context before its blocks are taken; brings its tokens to the host."""
+    def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
-        self._preempt = preempt
         self.waiting: dict[int, Context] = {}
         """Contexts, by row, that have to be read before they run."""
         self.running: dict[int, Context] = {}
@@ -114,7 +112,7 @@ class Scheduler:
             self._prefiller.evict(context)
 
     def _parked_for(self, context: Context) -> list[Context]:
-        """Returns the contexts without a turn whose blocks `context` may have: idle ones, and younger ones that wait."""
+        """Returns the contexts whose blocks `context` may have: idle ones, and younger ones that wait."""
         waiting = (other for other in self.waiting.values() if other.age > context.age)
         return [other for other in (*self.idle.values(), *waiting) if other.blocks]
 
@@ -134,7 +132,7 @@ class Scheduler:
 
     def _stop(self, context: Context) -> None:
         """Preempts a running context."""
-        self._preempt(context)
+        self._runner.stop(context)
         del self.running[context.row]
         self.waiting[context.row] = context
         self._prefiller.evict(context)
@@ -171,9 +169,11 @@ class TurnTaker:
         elif self._num_waited > MAX_WAIT:
             self._switch()
             self._num_reserved = BURST - 1
-        elif TEACHER_WEIGHT * num_calls != num_students:
-            if (TEACHER_WEIGHT * num_calls > num_students) != self._is_teachers:
+        elif self._is_teachers:
+            if TEACHER_WEIGHT * num_calls < num_students:
                 self._switch()
+        elif TEACHER_WEIGHT * num_calls > num_students:
+            self._switch()
         return self._is_teachers
 
     def _switch(self) -> None:

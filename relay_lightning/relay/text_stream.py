@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -34,9 +35,11 @@ class TextStream:
     of a stop string. The pieces join to the completion's text.
     """
 
-    def __init__(self, protocol: CompiledProtocol, stop: Sequence[str] = ()) -> None:
+    def __init__(self, protocol: CompiledProtocol, stop: Sequence[str] = (), max_calls: int | None = None) -> None:
+        """max_calls: commands beyond so many stand as the student's text; None is no limit."""
         self._protocol = protocol
         self._stop = stop
+        self._calls_left = math.inf if max_calls is None else max_calls
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._state = 0
         """State of the command automaton."""
@@ -72,14 +75,19 @@ class TextStream:
             return
         self._open.append(token)
         self._state, is_complete = self._protocol.next_state(self._state, token)
-        if is_complete:
+        if is_complete and self._calls_left:
+            [command] = self._protocol.scan(self._open)
+            self._decode(self._open[: command.start], "student")
+            self._open = self._open[command.start :]
             self._release("command")
-        elif self._state == 0:
+            self._calls_left -= 1
+        elif self._state == 0 or not self._calls_left:
             self._release("student")
 
     def _announce(self, span: RelaySpan | None) -> None:
         if span is not None:
             self._release("student")
+            self._state = 0
             self._held.append(Piece("", "teacher", span))
 
     def _release(self, author: Author) -> None:

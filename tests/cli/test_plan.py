@@ -143,7 +143,7 @@ def test_fit_stops_with_the_sentence_of_the_plan_before_it_loads_weights(in_proc
 def test_fit_stops_before_anything_is_asked_of_the_hub(in_process, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     arguments = ("--config", CONFIGS / "qwen3" / "0.6b_warmup.yaml", "--config", OVERLAYS[0])
-    refused = in_process("fit", *arguments, "--trainer.accelerator", "cpu", "--plan", "stop")
+    refused = in_process("fit", *arguments, "--trainer.accelerator", "cpu", "--model.kv_cache_gb", 2, "--plan", "stop")
     assert refused.exit_code == 2
     assert re.match(r"error: The run does not fit: peak .* With .* even then it would not fit", refused.sentence)
 

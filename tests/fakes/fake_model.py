@@ -51,6 +51,7 @@ class FakeModel:
         self.num_fed_tokens = 0
         self.num_passes = 0
         self.num_sessions = 0
+        self.is_open = False
         self.version = 0
         self.contexts: dict[int, list[int]] = {}
         """What was read last by the row of a block table that begins with each block."""
@@ -58,7 +59,9 @@ class FakeModel:
     @contextmanager
     def session(self) -> Iterator[ForwardPass]:
         self.num_sessions += 1
+        self.is_open = True
         yield self
+        self.is_open = False
 
     def weights_version(self) -> int:
         return self.version
@@ -66,11 +69,16 @@ class FakeModel:
     def kv_bytes_per_token(self) -> int:
         return 8
 
-    def extend(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> Tensor:
+    def extend(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> Tensor:  # noqa: ARG002
         self._read(token_ids, cache, 0)
         return token_ids[..., None].float()
 
-    def step(self, token_ids: Tensor, positions: Tensor, cache: PagedKVCache) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,  # noqa: ARG002
+        cache: PagedKVCache,
+    ) -> tuple[Tensor, Tensor | None]:
         contexts = self._read(token_ids, cache, 0)
         logits = torch.full((len(token_ids), self.vocab_size), torch.nan)
         for row, context in enumerate(contexts):

@@ -46,6 +46,10 @@ class RecordedCapture:
         self.num_captures = 0
         self.num_replays = 0
 
+    def rehearse(self, step: Callable[[], None]) -> str | None:
+        step()
+        return None
+
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
         recorder = _Recorder()
         try:

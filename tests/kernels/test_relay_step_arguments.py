@@ -198,7 +198,7 @@ def test_values_of_a_row_that_is_left_alone_may_be_anything(backend, device):
     state = call["state"]
     state.status[0] = int(RowStatus.EMPTY)
     state.temperature[0], state.top_k[0], state.top_p[0], state.min_p[0] = float("nan"), -3, 7.0, -1.0
-    state.command_rule[0] = 77
+    state.command_rule[0], state.command_state[0], state.command_n[0] = 77, -(2**63), 2**63 - 1
     relay_step(**call, backend=backend)
     assert state.num_tokens.tolist() == [0, 1]
 

@@ -8,10 +8,11 @@ from dataclasses import fields
 import pytest
 import torch
 from kernel_backends import HAS_CUDA, INTERPRETED
-from relay_kernels.relay_step import CommandRule, RelayStepState, RowStatus, TokenSource, relay_step
+from relay_kernels.relay_step import CommandRule, CommandTable, RelayStepState, RowStatus, TokenSource, relay_step
 from small_vocabulary import EOS, VOCAB_SIZE, VOCABULARY, small_protocol, spell
 from step_state import copied, make_logits, make_state, make_table, put
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 MIXED = {
     "temperature": [1.0, 0.0, 0.5, 2.0, 0.0, 1.3, 0.8, 1.0, 0.0, 1.0],
@@ -168,3 +169,19 @@ def test_what_is_left_is_drawn_from_when_banned_tokens_hold_all_the_probability(
         torch.testing.assert_close(state.sampling_log_probs[:, 0], share, rtol=1e-4, atol=1e-4)
     else:
         assert (state.sampling_log_probs[:, 0] > share - 1e-4).all()
+
+
+@pytest.mark.parametrize("writer", [TokenSource.STUDENT, TokenSource.TEACHER])
+def test_fake_tensors_run_by_definition_and_no_other_way(writer):
+    table = small_protocol().table
+    with FakeTensorMode() as mode:
+        state = RelayStepState.empty(3, 4)
+        options = {
+            "writer": writer, "eos_token_ids": torch.tensor([EOS]), "table": CommandTable(
+                **{field.name: mode.from_tensor(getattr(table, field.name)) for field in fields(table)}
+            ),
+        }  # fmt: skip
+        relay_step(torch.empty(3, VOCAB_SIZE), state, **options)
+        with pytest.raises(RuntimeError, match="backend='native' of relay_step cannot run: fake tensors have"):
+            relay_step(torch.empty(3, VOCAB_SIZE), state, backend="native", **options)
+    assert state.tokens.shape == (3, 5)

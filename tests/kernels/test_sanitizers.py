@@ -17,6 +17,7 @@ FILES = (
     "test_native_fuzz",
     "test_decode_attention",
     "test_relay_step_arguments",
+    "test_relay_step_rows",
     "test_pointwise",
     "test_native_attacks",
 )

@@ -24,7 +24,7 @@ def calls_if_asked(context: tuple[int, ...]):
     return scripted_bias(token, VOCAB_SIZE)
 
 
-def build(**settings: int) -> UniformEngine:
+def build(**settings: float) -> UniformEngine:
     student = FakeModel(calls_if_asked, vocab_size=VOCAB_SIZE, max_context=1000)
     teacher = FakeModel(lambda _: scripted_bias(Y, VOCAB_SIZE), vocab_size=VOCAB_SIZE, max_context=1000)
     return relay_engine(student, teacher, small_protocol(), max_num_seqs=64, **settings)
@@ -74,8 +74,7 @@ def test_a_student_gets_its_turn_in_bounded_time_while_the_teacher_has_63_others
 
 def test_a_stream_of_newcomers_does_not_hold_up_one_that_was_preempted():
     """Few KV blocks, and new requests at every step: the oldest goes on all the time."""
-    engine = build(block_size=16)
-    engine.kv_cache_gb = 60 * 16 * 16 / 10**9  # one row of the longest length, and a little
+    engine = build(kv_cache_gb=60 * 16 * 16 / 10**9)  # one row of the longest length, and a little
     oldest = engine.add_request(request(0, X))
     num_tokens, num_steps = 0, 0
     while engine.is_in_flight(oldest):

@@ -43,11 +43,8 @@ def logits_of(seed: int) -> FakeModel:
         for text in COMMANDS:
             tokens = spell(text)
             for position in range(len(tokens)):
-                if (
-                    position == 0
-                    and rng.random() < 0.05
-                    or position
-                    and context[-position:] == tuple(tokens[:position])
+                if (position == 0 and rng.random() < 0.05) or (
+                    position and context[-position:] == tuple(tokens[:position])
                 ):
                     values[tokens[position]] += 6.0
         if rng.random() < 0.03:

@@ -26,7 +26,8 @@ class Desk:
         self.runner = ModelRunner(model, TokenSource.STUDENT, NUM_ROWS, BLOCK_SIZE, VOCAB_SIZE)
         self.runner.open()
         self.runner.allocate(num_blocks)
-        self.scheduler = Scheduler(self.runner, self.preempt)
+        self.scheduler = Scheduler(self.runner)
+        self.runner.stop = self.preempt  # type: ignore[method-assign]
         self.preempted: list[int] = []
 
     def preempt(self, context: Context) -> None:

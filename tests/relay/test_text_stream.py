@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
-from itertools import islice
+from itertools import accumulate, islice
 
 import pytest
 from fake_model import FakeModel, relay_engine, scripted_bias
@@ -21,7 +22,7 @@ from relay_lightning.relay.relay import Relay
 from relay_lightning.relay.requests import RequestOutput
 from relay_lightning.relay.stop_strings import StopMatcher
 from relay_lightning.relay.text_stream import Author, Piece, TextStream
-from relay_lightning.types import Completion, FinishReason, Prompt, TokenSource
+from relay_lightning.types import Completion, FinishReason, Prompt, RelaySpan, TokenSource
 
 VOCABULARY: list[bytes | None] = [
     None, *(bytes([byte]) for byte in b"<>/cal0123 ab"), *(bytes([byte]) for byte in "é中".encode()), "中".encode(),
@@ -36,29 +37,38 @@ def protocol() -> CompiledProtocol:
     return CallProtocol().compile_bytes(VOCABULARY)
 
 
+Written = tuple[list[int], list[TokenSource], list[RelaySpan]]
+
+
 @st.composite
-def written(draw: st.DrawFn) -> tuple[list[int], list[TokenSource]]:
+def written(draw: st.DrawFn) -> Written:
     """Tokens and their authors: segments of the student, which end at the first command, and spans of the teacher."""
-    tokens, sources = list[int](), list[TokenSource]()
+    tokens, sources, spans = list[int](), list[TokenSource](), list[RelaySpan]()
     for _ in range(draw(st.integers(0, 4))):
-        segment = draw(st.lists(TOKENS | st.sampled_from([VOCABULARY.index(b"<call>")]), max_size=12))
+        segment = draw(st.lists(TOKENS | st.sampled_from([VOCABULARY.index(b"<call>")]), min_size=1, max_size=12))
         if calls := protocol().scan(segment):
             segment = segment[: calls[0].stop]
         span = draw(st.lists(TOKENS, max_size=4))
-        tokens += segment + span
+        tokens += segment
+        spans.append(RelaySpan(len(tokens), len(tokens) + len(span), 9, FinishReason.DELIVERED, len(tokens)))
+        tokens += span
         sources += [STUDENT] * len(segment) + [TEACHER] * len(span)
-    return tokens, sources
+    return tokens, sources, spans
 
 
-def authors_of(tokens: list[int], sources: list[TokenSource]) -> list[Author]:
+def authors_of(completion: Completion, max_calls: int | None) -> list[Author]:
     """Who wrote each token, by definition: a segment's command is what a scan of the whole segment finds."""
+    tokens, sources = completion.token_ids, completion.token_source
     authors: list[Author] = ["teacher" if source == TEACHER else "student" for source in sources]
-    start = 0
-    for stop in range(len(tokens) + 1):
-        if stop == len(tokens) or sources[stop] == TEACHER:
-            for call in protocol().scan(tokens[start:stop]):
-                authors[start + call.start : start + call.stop] = ["command"] * (call.stop - call.start)
-            start = stop + 1
+    starts, stops = [0, *(span.stop for span in completion.spans)], [span.start for span in completion.spans]
+    segments = zip(starts, [*stops, completion.num_tokens], strict=True)
+    calls = [
+        (start + call.start, start + call.stop)
+        for start, stop in segments
+        for call in protocol().scan(tokens[start:stop])
+    ]
+    for start, stop in calls[:max_calls]:
+        authors[start:stop] = ["command"] * (stop - start)
     return authors
 
 
@@ -70,25 +80,27 @@ def characters(tokens: list[int], authors: list[Author]) -> list[tuple[str, Auth
     return found + [(character, "student") for character in decoder.decode(b"", final=True)]
 
 
-def completed(tokens: list[int], sources: list[TokenSource], stop: tuple[str, ...]) -> Completion:
+def completed(written: Written, stop: tuple[str, ...]) -> Completion:
     """The completion that an engine makes of these tokens."""
-    if stop:
-        index = StopMatcher(stop).feed(VOCABULARY[token] for token in tokens)
-        tokens, sources = (tokens, sources) if index is None else (tokens[: index + 1], sources[: index + 1])
+    tokens, sources, spans = written
+    index = StopMatcher(stop).feed(VOCABULARY[token] for token in tokens) if stop else None
+    if index is not None:
+        tokens, sources = tokens[: index + 1], sources[: index + 1]
+        spans = [replace(span, stop=min(span.stop, index + 1)) for span in spans if span.start <= index]
     text = protocol().vocabulary.text_of(tokens)
     zeros = [0.0] * len(tokens)
     text = StopMatcher(stop).cut(text) if stop else text
-    return Completion(0, 0, tokens, sources, zeros, zeros, [], FinishReason.STOP, text=text)
+    return Completion(0, 0, tokens, sources, zeros, zeros, spans, FinishReason.STOP, text=text)
 
 
-def outputs_of(completion: Completion, draw: st.DataObject) -> Iterator[RequestOutput]:
-    """The completion in outputs of random length; the last one may have no tokens."""
+def outputs_of(completion: Completion, sizes: list[int]) -> Iterator[RequestOutput]:
+    """The completion in outputs of so many tokens; the last one has the rest."""
     start = 0
-    while True:
-        stop = start + draw.draw(st.integers(0, 5))
+    for stop in [*accumulate(sizes), completion.num_tokens]:
         is_last = stop >= completion.num_tokens
+        spans = [span for span in completion.spans if start <= span.start and (span.start < stop or is_last)]
         part = completion.token_ids[start:stop], completion.token_source[start:stop], completion.log_probs[start:stop]
-        yield RequestOutput(0, *part, completion if is_last else None)
+        yield RequestOutput(0, *part, spans, completion if is_last else None)
         if is_last:
             return
         start = stop
@@ -97,23 +109,26 @@ def outputs_of(completion: Completion, draw: st.DataObject) -> Iterator[RequestO
 STOPS = st.lists(st.text("<>/cal12 ab中", min_size=1, max_size=4), max_size=2).map(tuple)
 
 
-@given(written(), STOPS, st.data())
+@given(written(), STOPS, st.none() | st.integers(0, 2), st.lists(st.integers(0, 5), max_size=20))
 def test_pieces_join_to_the_completions_text_with_their_authors(
-    both: tuple[list[int], list[TokenSource]], stop: tuple[str, ...], data: st.DataObject
+    written: Written, stop: tuple[str, ...], max_calls: int | None, sizes: list[int]
 ):
-    completion = completed(*both, stop)
-    expected = characters(completion.token_ids, authors_of(completion.token_ids, completion.token_source))
-    stream, pieces = TextStream(protocol(), stop), list[Piece]()
-    for output in outputs_of(completion, data):
+    completion = completed(written, stop)
+    expected = characters(completion.token_ids, authors_of(completion, max_calls))
+    stream, pieces, text = TextStream(protocol(), stop, max_calls), list[Piece](), ""
+    for output in outputs_of(completion, sizes):
         for piece in stream.feed(output):
-            assert piece.text or piece.completion is not None
             pieces.append(piece)
-            text = "".join(piece.text for piece in pieces)
+            text += piece.text
             assert completion.text.startswith(text), "a piece shows what is cut later"
+            assert piece.text or piece.span is not None or piece.completion is not None
     assert text == completion.text
     found = [(character, piece.author) for piece in pieces for character in piece.text]
     assert found == expected[: len(completion.text)]
     assert [piece.completion for piece in pieces] == [*[None] * (len(pieces) - 1), completion]
+    announced = [piece.span for piece in pieces if piece.span is not None]
+    assert announced == completion.spans[: len(announced)]
+    assert stop or announced == completion.spans
 
 
 def feed(stream: TextStream, text: bytes, source: TokenSource = STUDENT) -> list[tuple[str, str]]:
@@ -131,11 +146,27 @@ def test_a_command_is_held_back_until_it_is_certain():
     assert feed(stream, b"<call>1b") == [("<call>1b", "student")]
 
 
+def test_a_command_that_stands_as_text_is_the_students():
+    stream = TextStream(protocol(), max_calls=1)
+    assert feed(stream, b"<<call>1</call>") == [("<", "student"), ("<call>1</call>", "command")]
+    assert feed(stream, b"<call>", TEACHER) == [(character, "teacher") for character in "<call>"]
+    assert feed(stream, b"<call>2</call>") == [(character, "student") for character in "<call>2</call>"]
+
+
 def test_the_teachers_text_ends_a_command_that_is_open():
     stream = TextStream(protocol())
     assert feed(stream, b"<call>1") == []
     assert feed(stream, b"2", TEACHER) == [("<call>1", "student"), ("2", "teacher")]
-    assert feed(stream, b"</cab") == [("<", "student"), *((c, "student") for c in "/cab")] or True
+
+
+def test_an_empty_span_ends_a_command_that_is_open():
+    stream, span = TextStream(protocol()), RelaySpan(7, 7, 9, FinishReason.TEACHER_STOP, 7)
+    assert feed(stream, b"<call>1") == []
+    assert list(stream.feed(RequestOutput(0, [], [], [], [span]))) == [
+        Piece("<call>1", "student"),
+        Piece("", "teacher", span),
+    ]
+    assert "".join(text for text, _ in feed(stream, b"</call>a")) == "</call>a"
 
 
 def test_half_a_character_is_held_back():
@@ -199,9 +230,16 @@ def test_a_stream_shows_what_generate_gives(policy: object, stop: tuple[str, ...
 
 def test_streams_of_one_relay_do_not_lose_each_others_text():
     relay, (expected,) = new_relay(), new_relay().generate([[X]], GREEDY)
-    streams = [relay.stream([X], GREEDY) for _ in range(3)]
-    texts = ["".join(piece.text for piece in pieces) for pieces in zip(*streams, strict=True)]
-    assert "".join(text[: len(text) // 3] for text in texts) == expected.text
+    live = {index: relay.stream([X], GREEDY) for index in range(3)}
+    texts = dict.fromkeys(live, "")
+    while live:
+        for index, stream in list(live.items()):
+            piece = next(stream, None)
+            if piece is None:
+                del live[index]
+            else:
+                texts[index] += piece.text
+    assert set(texts.values()) == {expected.text}
     assert not relay.engine.has_unfinished
 
 

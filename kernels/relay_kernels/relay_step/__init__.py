@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from relay_kernels.backends import choose_backend
+from relay_kernels.backends import FAKE, choose_backend
 from relay_kernels.relay_step.checks import check_logits, check_step
 from relay_kernels.relay_step.commands import MAX_REQUEST, CommandTable, advance_commands
 from relay_kernels.relay_step.inputs import RelayStepInputs
@@ -65,7 +66,8 @@ def relay_step(
     """
     inputs = RelayStepInputs(logits, state, writer, eos_token_ids, rows, table, truncates)
     check_logits(inputs)
-    chosen = choose_backend("relay_step", backend, logits.device, no_native=None)
+    reason = FAKE if type(logits) is FakeTensor else None
+    chosen = choose_backend("relay_step", backend, logits.device, why_not=reason, no_native=reason)
     if chosen == "native" and relay_step_native(inputs):
         return
     is_strict = chosen == "triton" or backend == "native"

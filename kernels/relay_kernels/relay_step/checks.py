@@ -11,6 +11,7 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from relay_kernels.checks import has_shared_elements
@@ -43,16 +44,17 @@ def check_logits(inputs: RelayStepInputs) -> None:
         raise ValueError(f"logits must be [N, V] fp32, bf16 or fp16, not {logits.dtype} {tuple(logits.shape)}")
     if logits.device != state.tokens.device:
         raise ValueError(f"logits are on {logits.device}, state is on {state.tokens.device}")
-    num_rows = state.num_rows if inputs.rows is None else inputs.rows.numel()
-    if logits.shape[0] != num_rows:
-        raise ValueError(f"logits are for {logits.shape[0]} rows, the step is for {num_rows}")
-    if num_rows > state.num_rows:
-        raise ValueError(f"rows are {num_rows} and the state has {state.num_rows}: some occur more than once")
+    (num_logits, vocab_size), num_rows = logits.shape, state.num_rows
+    num_named = num_rows if inputs.rows is None else inputs.rows.numel()
+    if num_logits != num_named:
+        raise ValueError(f"logits are for {num_logits} rows, the step is for {num_named}")
+    if num_named > num_rows:
+        raise ValueError(f"rows are {num_named} and the state has {num_rows}: some occur more than once")
     if table is not None and table.next_state.dim() != 2:
         raise ValueError(f"table.next_state must be [states, vocabulary], not {tuple(table.next_state.shape)}")
-    if table is not None and table.vocab_size != logits.shape[1]:
-        raise ValueError(f"table is for a vocabulary of {table.vocab_size}, logits have {logits.shape[1]}")
-    if table is not None and logits.device.type == "cpu":
+    if table is not None and table.vocab_size != vocab_size:
+        raise ValueError(f"table is for a vocabulary of {table.vocab_size}, logits have {vocab_size}")
+    if table is not None and has_values(logits):
         check_transitions(table)
 
 
@@ -75,8 +77,13 @@ def check_step(inputs: RelayStepInputs, *, contiguous_for: str | None = None) ->
                 f"{name} of relay_step must be contiguous for backend={contiguous_for!r}, its strides are "
                 f"{tensor.stride()}"
             )
-    if logits.device.type == "cpu":
+    if has_values(logits):
         _check_values(inputs)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """True for a tensor whose values can be read without waiting for a device."""
+    return tensor.device.type == "cpu" and type(tensor) is not FakeTensor
 
 
 def check_transitions(table: CommandTable) -> None:

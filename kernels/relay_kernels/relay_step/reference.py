@@ -22,7 +22,8 @@ def relay_step_reference(inputs: RelayStepInputs) -> None:
     position = _take(state.num_tokens, rows)
     status = _take(state.status, rows)
     is_active = status == int(writer)  # torch.compile takes a tensor never to equal a member of an enum
-    token, log_prob, sampling_log_prob = _sample(inputs, rows, position)
+    command_state = torch.where(is_active, _take(state.command_state, rows), 0)  # others' may be anything
+    token, log_prob, sampling_log_prob = _sample(inputs, rows, position, command_state)
 
     is_eos = (token[:, None] == inputs.eos_token_ids).any(-1)
     length = position + 1
@@ -31,7 +32,7 @@ def relay_step_reference(inputs: RelayStepInputs) -> None:
     if writer == TokenSource.STUDENT:
         new_status = torch.where(is_full, int(RowStatus.LENGTH), int(RowStatus.STUDENT))
         if table is not None:
-            is_call = _advance(state, rows, table, token, is_active) & ~is_full
+            is_call = _advance(state, rows, table, command_state, token, is_active) & ~is_full
             new_status.masked_fill_(is_call, int(RowStatus.CALLED))
         new_status.masked_fill_(is_eos, int(RowStatus.STOP))
     else:
@@ -56,12 +57,14 @@ def relay_step_reference(inputs: RelayStepInputs) -> None:
     _write(state.sampling_log_probs, rows, column, sampling_log_prob)
 
 
-def _sample(inputs: RelayStepInputs, rows: Tensor | None, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sample(
+    inputs: RelayStepInputs, rows: Tensor | None, position: Tensor, command_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """(token, log_prob, sampling_log_prob), each [N], by each row's own sampling parameters and key."""
     state, table = inputs.state, inputs.command_table
     is_banned = None
     if table is not None:
-        rule, command_state = _take(state.command_rule, rows)[:, None], _take(state.command_state, rows)
+        rule = _take(state.command_rule, rows)[:, None]
         is_banned = table.is_complete[command_state] & (rule >= int(CommandRule.MASK_CLOSE))
         is_banned |= table.is_opening[command_state] & (rule >= int(CommandRule.MASK_OPEN))
     seed, prompt_id, sample_index = (_take(x, rows) for x in (state.seed, state.prompt_id, state.sample_index))
@@ -78,12 +81,17 @@ def _sample(inputs: RelayStepInputs, rows: Tensor | None, position: Tensor) -> t
 
 
 def _advance(
-    state: RelayStepState, rows: Tensor | None, table: CommandTable, token: Tensor, is_active: Tensor
+    state: RelayStepState,
+    rows: Tensor | None,
+    table: CommandTable,
+    command_state: Tensor,
+    token: Tensor,
+    is_active: Tensor,
 ) -> Tensor:
     """Moves the automata of active rows on; returns [N] bool: the row's token completed a command that calls."""
-    old_state, n = _take(state.command_state, rows), _take(state.command_n, rows)
-    new_state, new_n, is_complete = advance_commands(table, old_state, n, token)
-    _store(state.command_state, rows, torch.where(is_active, new_state, old_state))
+    n = _take(state.command_n, rows)
+    new_state, new_n, is_complete = advance_commands(table, command_state, n, token)
+    _store(state.command_state, rows, torch.where(is_active, new_state, _take(state.command_state, rows)))
     _store(state.command_n, rows, torch.where(is_active, new_n, n))
     return is_complete & (_take(state.command_rule, rows) == int(CommandRule.CALL))
 

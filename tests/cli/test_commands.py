@@ -192,7 +192,7 @@ def test_exported_student_writes_the_same_greedy_tokens(in_process, config, smal
     assert (kept["sampling"]["max_completion_tokens"], kept["sampling"]["temperature"]) == (32, 0.0)
 
     predicted = in_process(
-        "predict", "--config", config, "--ckpt_path", checkpoint, *adapters, "--model.teacher", "null"
+        "predict", "--config", config, "--ckpt_path", checkpoint, *adapters, *limits, "--model.teacher", "null"
     )
     assert predicted.exit_code == 0, predicted.errors
     predictions = rows(tmp_path / "runs" / "grpo" / "predictions.jsonl")

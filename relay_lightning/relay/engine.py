@@ -174,7 +174,7 @@ class RelayEngine:
     def acquire(self) -> None:
         """Opens the models, and allocates keys and values if they have no memory; done by itself where needed."""
         with DECODING:
-            self._memory.acquire()
+            self._memory.acquire(self._longest)
 
     def release(self) -> None:
         """Gives the memory of keys and values back, for instance while weights are updated. Requests in flight are
@@ -193,16 +193,20 @@ class RelayEngine:
         """
         start_s = time.perf_counter()
         with torch.inference_mode(False), torch.no_grad():  # What outlives a turn must not be an inference tensor.
-            self._memory.acquire()
+            self._memory.acquire(self._longest)
             try:
                 yield
-            except torch.OutOfMemoryError as error:
+            except torch.OutOfMemoryError:
                 self._loop.recover()
-                self._memory.halve(self._admission.longest(self._loop.sequences.values()), error)
+                self._memory.halve(self._longest())
             except BaseException:
                 self._loop.recover()
                 raise
         self._loop.stats.wall_s += time.perf_counter() - start_s
+
+    def _longest(self) -> int:
+        """Tokens that the longest sequence in flight may have."""
+        return self._admission.longest(self._loop.sequences.values())
 
     def _begin_generate(self) -> None:
         if self._is_generating:

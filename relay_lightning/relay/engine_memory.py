@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -36,8 +37,12 @@ class EngineMemory:
 
     @torch.inference_mode(False)  # What lives longer than a call must not be an inference tensor.
     @torch.no_grad()
-    def acquire(self) -> None:
-        """Opens the models, and allocates blocks if they have none."""
+    def acquire(self, longest: Callable[[], int]) -> None:
+        """Opens the models, and allocates blocks if they have none.
+
+        longest: gives the tokens of the longest sequence in flight. Raises RuntimeError if the new blocks cannot hold
+        it, because less memory is free than there was.
+        """
         if not self._is_open:
             self._is_open = True
             self._runner.open()
@@ -47,6 +52,7 @@ class EngineMemory:
                 self.allocate(0)
         if not self._num_blocks:
             self.allocate(self._blocks_that_fit())
+            self._require(self._num_blocks, longest())
 
     def close(self) -> None:
         """Closes the models; blocks keep their memory."""
@@ -63,18 +69,21 @@ class EngineMemory:
             self._teacher.allocate(num_blocks)
         self._num_blocks = num_blocks
 
-    def halve(self, longest: int, error: torch.OutOfMemoryError) -> None:
+    def halve(self, longest: int) -> None:
         """Allocates half as many blocks, for good. longest: tokens of a sequence that they must hold.
 
         Raises RuntimeError if they do not.
         """
         before, self._most_blocks = self._num_blocks, self._num_blocks // 2
-        if self._most_blocks * self._runner.block_size < longest:
-            raise RuntimeError(
-                "Memory does not suffice to decode a single completion; allow fewer tokens, or load smaller models."
-            ) from error
+        self._require(self._most_blocks, longest)
         logger.warning("Out of memory with %d KV blocks: decoding goes on with %d.", before, self._most_blocks)
         self.allocate(self._most_blocks)
+
+    def _require(self, num_blocks: int, longest: int) -> None:
+        if num_blocks * self._runner.block_size < longest:
+            raise RuntimeError(
+                "Memory does not suffice to decode a single completion; allow fewer tokens, or load smaller models."
+            )
 
     def _blocks_that_fit(self) -> int:
         runner, longest = self._runner, self._runner.model.max_context

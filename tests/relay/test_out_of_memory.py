@@ -128,3 +128,14 @@ def test_a_single_completion_that_does_not_fit_is_an_error():
     assert not engine.has_unfinished
     teacher.max_blocks = ENOUGH
     assert engine.generate(requests()) == engine_of(SmallModel(), SmallModel(), 32).generate(requests())
+
+
+def test_requests_in_flight_do_not_wait_for_ever_when_less_memory_is_free_than_before(monkeypatch) -> None:
+    model = FakeModel(short_texts, vocab_size=VOCAB_SIZE)
+    engine = relay_engine(model, None, small_protocol())
+    engine.add_request(RelayRequest(Prompt(0, (2,) * 40), SAMPLED, policy="teacher_free"))
+    engine.step()
+    engine.release()
+    monkeypatch.setattr("relay_lightning.engine.kv_budget.auto_bytes", lambda _: 8 * 32)
+    with pytest.raises(RuntimeError, match="does not suffice to decode a single completion"):
+        engine.step()

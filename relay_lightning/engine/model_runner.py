@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -36,7 +36,6 @@ class Facts:
     """What has become of decoded rows, one value per row."""
 
     status: list[int]
-    num_tokens: list[int]
     command_n: list[int]
 
 
@@ -78,6 +77,10 @@ class ModelRunner:
         """Forward pass and autocast of the last session; graphs, keys and values are valid for them alone."""
         self._session = ExitStack()
         self._weights_version = -1
+        self._placed: Sequence[Context] | None = None
+        """The contexts that were decoded last."""
+        self._rows: Tensor | None = None
+        """Their rows; None for all."""
         self._num_parameters = model.num_parameters
 
     def open(self) -> None:
@@ -113,7 +116,7 @@ class ModelRunner:
         """Makes the state's completion buffers at least so long, doubling them, and keeps what they hold."""
         if max_tokens > self.state.max_tokens:
             self._drop_graphs()
-            self.state = extended(self.state, max(max_tokens, 2 * self.state.max_tokens))
+            self.state = self.state.extended(max(max_tokens, 2 * self.state.max_tokens))
 
     def prefill(self) -> None:
         """Reads all contexts that have been reserved."""
@@ -134,16 +137,15 @@ class ModelRunner:
     ) -> Facts:
         """Runs decode steps of the contexts' rows, each of which needs blocks for as many tokens more.
 
-        The host reads the outcome once, after the last step. truncates: whether any row samples with top-k, top-p or
-        min-p. key: what `before_sampling` depends on beside its arguments; steps of one key share CUDA graphs.
+        The host reads the outcome once, after the last step. contexts: the same list stands for the same rows.
+        truncates: whether any row samples with top-k, top-p or min-p. key: what `before_sampling` depends on beside
+        its arguments; steps of one key share CUDA graphs.
         """
         start_s = time.perf_counter()
         self.prefiller.update_table()
-        indices = [context.row for context in contexts]
-        if self._graphs is not None:
-            rows = self._graphs.place(indices)
-        else:
-            rows = None if indices == list(range(self.num_rows)) else self._tensor(indices)
+        if contexts is not self._placed:
+            self._placed, self._rows = contexts, self._place(contexts)
+        rows = self._rows
         longest = max(context.num_tokens for context in contexts)
         with decode_threads(self._num_parameters) if self.model.device.type == "cpu" else nullcontext():
             for step in range(num_steps):
@@ -154,7 +156,13 @@ class ModelRunner:
                 else:
                     num_rows = self.num_rows if rows is None else len(rows)
                     self._graphs.run((num_rows, self.cache.columns_of(length), truncates, key), run)
-        facts = self.refresh(contexts)
+        status = (self.state.status if rows is None else self.state.status[rows]).tolist()[: len(contexts)]
+        if status.count(self.writer) == len(contexts):
+            facts = Facts(status, [0] * len(contexts))
+            for context in contexts:
+                context.num_written += num_steps
+        else:
+            facts = self.refresh(contexts)
         self.stats.num_steps += num_steps
         self.stats.step_s += time.perf_counter() - start_s
         return facts
@@ -166,7 +174,7 @@ class ModelRunner:
         status, num_tokens, command_n = ([values[context.row] for context in contexts] for values in facts)
         for context, num in zip(contexts, num_tokens, strict=True):
             context.num_written = num
-        return Facts(status, num_tokens, command_n)
+        return Facts(status, command_n)
 
     def sync(self, contexts: Sequence[Context]) -> None:
         """Appends the tokens and log-probabilities that decode steps wrote to the contexts."""
@@ -224,18 +232,16 @@ class ModelRunner:
         if num_before is not None:
             normalize_over_all(state, rows, num_before, logits, num_drawable)
 
+    def _place(self, contexts: Sequence[Context]) -> Tensor | None:
+        """Returns the rows of the contexts, in their order; None for all rows. With graphs others may follow."""
+        rows = [context.row for context in contexts]
+        if self._graphs is not None:
+            return self._graphs.place(rows)
+        return None if rows == list(range(self.num_rows)) else self._tensor(rows)
+
     def _drop_graphs(self) -> None:
         if self._graphs is not None:
             self._graphs.clear()
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.model.device)
-
-
-def extended(state: RelayStepState, max_tokens: int) -> RelayStepState:
-    """Returns the same state with room for completions of `max_tokens` tokens."""
-    longer = RelayStepState.empty(state.num_rows, max_tokens, state.tokens.device)
-    names = ("tokens", "token_source", "log_probs", "sampling_log_probs")
-    for name in names:
-        getattr(longer, name)[:, : state.max_tokens] = getattr(state, name)[:, : state.max_tokens]
-    return replace(state, **{name: getattr(longer, name) for name in names})

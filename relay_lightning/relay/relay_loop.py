@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-from relay_kernels.relay_step import CommandRule, RowStatus
+from relay_kernels.relay_step import RowStatus
 
 from relay_lightning.engine.context import Context
 from relay_lightning.engine.model_runner import Facts, ModelRunner
 from relay_lightning.engine.sampling import sampling_rows
 from relay_lightning.relay.accounting import DecodeStats
+from relay_lightning.relay.batch import Batch
 from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.policy_rows import NEVER, PolicyRows
 from relay_lightning.relay.protocol import CompiledProtocol
-from relay_lightning.relay.requests import COMMAND_RULES, RequestOutput
+from relay_lightning.relay.requests import RequestOutput
 from relay_lightning.relay.scheduler import Scheduler, TurnTaker
 from relay_lightning.relay.sequence import COMPLETION_FINISH, OpenCall, Sequence, SequenceStatus
 from relay_lightning.relay.teacher import Teacher, TeacherCall, TeacherSpan
@@ -50,6 +51,7 @@ class RelayLoop:
         self._steps_per_sync = steps_per_sync
         self._policies = PolicyRows(runner)
         self._turns = TurnTaker()
+        self._batch = Batch()
         self._queue: deque[Sequence] = deque()
         self._free_rows = list(reversed(range(runner.num_rows)))
 
@@ -128,12 +130,14 @@ class RelayLoop:
         scheduler.admit(num_steps, self._start)
         if not scheduler.running:
             return
-        contexts = sorted(scheduler.running.values(), key=lambda context: context.row)
-        sequences = [self.by_row[context.row] for context in contexts]
-        before_sampling, key = self._policies.before_sampling([sequence.policy for sequence in sequences])
-        truncates = any(sequence.request.sampling.truncates for sequence in sequences)
-        facts = runner.decode(contexts, num_steps, before_sampling, truncates=truncates, key=key)
-        self._sort_out(sequences, facts)
+        if self._batch.version != scheduler.version:
+            self._batch = Batch.of(scheduler, self.by_row, self._policies)
+        batch = self._batch
+        facts = runner.decode(
+            batch.contexts, num_steps, batch.before_sampling, truncates=batch.truncates, key=batch.policies
+        )
+        if batch.has_stop or facts.status.count(RowStatus.STUDENT) < len(batch.contexts):
+            self._sort_out(batch.sequences, facts)
 
     def _start(self, contexts: list[Context]) -> None:
         """Writes the rows of sequences that the student has just read."""
@@ -149,7 +153,7 @@ class RelayLoop:
             token_limit=[sequence.token_limit for sequence in sequences],
             command_state=0,
             command_n=0,
-            command_rule=[_command_rule(sequence) for sequence in sequences],
+            command_rule=[sequence.command_rule for sequence in sequences],
             prompt_id=[request.prompt.prompt_id for request in requests],
             sample_index=[request.sample_index for request in requests],
             **sampling_rows([request.sampling for request in requests], [request.seed for request in requests]),
@@ -239,9 +243,3 @@ class RelayLoop:
             self._teacher.release(sequence.request_id)
         del self.by_row[row]
         self._free_rows.append(row)
-
-
-def _command_rule(sequence: Sequence) -> CommandRule:
-    if sequence.policy.allows_commands and sequence.has_calls_left:
-        return CommandRule.CALL
-    return COMMAND_RULES[sequence.request.limits.spent_calls]

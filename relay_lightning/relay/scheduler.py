@@ -32,6 +32,8 @@ class Scheduler:
         self.running: dict[int, Context] = {}
         self.idle: dict[int, Context] = {}
         """Contexts that hold blocks while another model writes."""
+        self.version = 0
+        """Changes with `running`."""
         self.num_evictions = 0
         self.num_preemptions = 0
 
@@ -53,12 +55,14 @@ class Scheduler:
         """Stops a running context, which keeps its blocks as long as nobody else needs them."""
         del self.running[context.row]
         self.idle[context.row] = context
+        self.version += 1
 
     def remove(self, context: Context) -> None:
         """Forgets a context and frees its blocks."""
         for group in (self.waiting, self.running, self.idle):
             group.pop(context.row, None)
         self._prefiller.evict(context)
+        self.version += 1
 
     def admit(self, num_steps: int, start: Callable[[list[Context]], None]) -> None:
         """Has waiting contexts read, oldest first, as far as there are blocks for them, and makes them run.
@@ -76,6 +80,7 @@ class Scheduler:
             for context in admitted:
                 self.waiting[context.row] = self.running.pop(context.row)
                 self._prefiller.evict(context)
+            self.version += 1
             raise
 
     def _reserve(self, num_steps: int) -> list[Context]:
@@ -91,12 +96,15 @@ class Scheduler:
                 break
             del self.waiting[context.row]
             self.running[context.row] = context
+            self.version += 1
             admitted.append(context)
         return admitted
 
     def grow(self, num_steps: int) -> None:
         """Gives every running context blocks for so many decode steps, at the cost of others."""
-        for context in sorted(self.running.values(), key=_age):
+        size = self._runner.block_size
+        short = (c for c in self.running.values() if c.num_tokens + num_steps > len(c.blocks) * size)
+        for context in sorted(short, key=_age):
             if context.row not in self.running or self._prefiller.extend(context, num_steps):
                 continue
             parked = self._parked_for(context)
@@ -134,6 +142,7 @@ class Scheduler:
         """Preempts a running context."""
         self._runner.stop(context)
         del self.running[context.row]
+        self.version += 1
         self.waiting[context.row] = context
         self._prefiller.evict(context)
         self.num_preemptions += 1

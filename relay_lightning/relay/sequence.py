@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from relay_kernels.relay_step import RowStatus
+from relay_kernels.relay_step import CommandRule, RowStatus
 
 from relay_lightning.engine.context import Context
 from relay_lightning.relay.bridge import TextBridge
 from relay_lightning.relay.policies import Policy
 from relay_lightning.relay.protocol import CompiledProtocol
-from relay_lightning.relay.requests import RelayRequest, RequestOutput
+from relay_lightning.relay.requests import COMMAND_RULES, RelayRequest, RequestOutput
 from relay_lightning.relay.stop_strings import StopMatcher
 from relay_lightning.relay.teacher import TeacherSpan
 from relay_lightning.types import Completion, FinishReason, RelaySpan, TokenSource
@@ -90,6 +90,13 @@ class Sequence:
     def has_calls_left(self) -> bool:
         max_calls = self.request.limits.max_calls
         return max_calls is None or len(self.spans) < max_calls
+
+    @property
+    def command_rule(self) -> CommandRule:
+        """What a command of the student does."""
+        if self.policy.allows_commands and self.has_calls_left:
+            return CommandRule.CALL
+        return COMMAND_RULES[self.request.limits.spent_calls]
 
     @property
     def next_call_floor(self) -> int:

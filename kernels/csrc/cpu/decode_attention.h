@@ -55,12 +55,8 @@ struct CachedHead {
   const BlockTable* blocks;
   int64_t row, block_stride, token_stride;
 
-  // Where the token at `position` lies; those behind it in its block follow.
-  const T* at(int64_t position) const {
-    if (blocks->num_columns == 1) return data + blocks->at(row, 0) * block_stride + position * token_stride;
-    const int64_t column = position / blocks->block_size;
-    return data + blocks->at(row, column) * block_stride + (position - column * blocks->block_size) * token_stride;
-  }
+  // Where the first token of the row's block `column` lies; the others follow.
+  const T* block(int64_t column) const { return data + blocks->at(row, column) * block_stride; }
 };
 
 template <typename T>
@@ -102,13 +98,18 @@ void score(TileRow<T>* rows, int num_rows, const CachedHead<T>& cache, int64_t h
   Vec best[kMaxTileRows];
   for (int r = 0; r < num_rows; ++r) best[r] = broadcast(-__builtin_inff());
   const int64_t longest = rows[num_rows - 1].length;
-  for (int64_t first = 0; first < longest; first += kLanes) {  // No vector of keys straddles two blocks.
-    const T* keys = cache.at(first);
-    for (int r = 0; r < num_rows; ++r) {
-      if (first >= rows[r].length) continue;
-      const Vec scores = score_keys<V>(rows[r], keys, cache.token_stride, first, head_size);
-      store(rows[r].weights + first, scores);
-      best[r] = max(best[r], scores);
+  const int64_t block_size = cache.blocks->block_size;
+  for (int64_t column = 0, start = 0; start < longest; ++column, start += block_size) {
+    const T* keys = cache.block(column);
+    const int64_t stop = longest - start < block_size ? longest : start + block_size;
+    // No vector of keys straddles two blocks.
+    for (int64_t first = start; first < stop; first += kLanes, keys += kLanes * cache.token_stride) {
+      for (int r = 0; r < num_rows; ++r) {
+        if (first >= rows[r].length) continue;
+        const Vec scores = score_keys<V>(rows[r], keys, cache.token_stride, first, head_size);
+        store(rows[r].weights + first, scores);
+        best[r] = max(best[r], scores);
+      }
     }
   }
   for (int r = 0; r < num_rows; ++r) rows[r].best = max_lane(best[r]);
@@ -128,10 +129,11 @@ RELAY_INLINE float exponentiate(float* scores, int64_t length, float best) {
 // Calls `visit(values, j)` for the tokens j of [first, last), `values` being where the value of token j lies.
 template <typename T, typename Visit>
 RELAY_INLINE void for_each_value(const CachedHead<T>& cache, int64_t first, int64_t last, Visit visit) {
-  while (first < last) {
-    const int64_t block_size = cache.blocks->block_size;
-    const int64_t stop = first + block_size - first % block_size < last ? first + block_size - first % block_size : last;
-    const T* values = cache.at(first);
+  const int64_t block_size = cache.blocks->block_size;
+  int64_t column = first == 0 ? 0 : first / block_size;  // The one division: it takes as long as some values.
+  for (int64_t start = column * block_size; first < last; ++column, start += block_size) {
+    const int64_t stop = last - start < block_size ? last : start + block_size;
+    const T* values = cache.block(column) + (first - start) * cache.token_stride;
     for (; first < stop; ++first, values += cache.token_stride) visit(values, first);
   }
 }

@@ -5,7 +5,7 @@ Shapes: S rows, L the longest completion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -145,3 +145,11 @@ class RelayStepState:
     def max_tokens(self) -> int:
         """L: the longest completion that fits."""
         return self.tokens.shape[1] - 1
+
+    def extended(self, max_tokens: int) -> RelayStepState:
+        """Returns the same state with room for completions of `max_tokens` tokens, at least as many as now."""
+        longer = self.empty(self.num_rows, max_tokens, self.tokens.device)
+        wide = ("tokens", "token_source", "log_probs", "sampling_log_probs")
+        for name in wide:
+            getattr(longer, name)[:, : self.max_tokens] = getattr(self, name)[:, : self.max_tokens]
+        return replace(self, **{name: getattr(longer, name) for name in wide})

@@ -40,7 +40,7 @@ def load_relay(
     *,
     max_num_seqs: int = 64,
     kv_cache_gb: KVCacheGB = "auto",
-    block_size: int = 16,
+    block_size: int = 64,
     cuda_graphs: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -93,7 +93,7 @@ def build_engine(
     *,
     max_num_seqs: int,
     kv_cache_gb: KVCacheGB = "auto",
-    block_size: int = 16,
+    block_size: int = 64,
     cuda_graphs: bool = True,
     day: date | None = None,
 ) -> RelayEngine:

@@ -15,7 +15,7 @@ FREE_CUDA_SHARE, CPU_SHARE = 0.8, 0.25
 GB = 10**9
 
 
-def require_sizes(max_num_seqs: int, kv_cache_gb: KVCacheGB, block_size: int = 16) -> None:
+def require_sizes(max_num_seqs: int, kv_cache_gb: KVCacheGB, block_size: int = 64) -> None:
     """Raises ValueError, naming the setting, for sizes that no engine can have."""
     if max_num_seqs < 1:
         raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")

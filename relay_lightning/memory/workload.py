@@ -27,7 +27,7 @@ class Workload:
     memory_bytes: float
     """Size of the device's memory, of which `kv_cache_gb: auto` takes its part."""
     kv_cache_gb: KVCacheGB = "auto"
-    block_size: int = 16
+    block_size: int = 64
     has_bridge: bool = False
     """Whether the models have different vocabularies."""
     device_type: str = "cuda"

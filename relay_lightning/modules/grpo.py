@@ -105,7 +105,7 @@ class GRPOModule(RelayModule):
         group_size: int = 8,
         max_num_seqs: int = 128,
         kv_cache_gb: KVCacheGB = "auto",
-        block_size: int = 16,
+        block_size: int = 64,
         cuda_graphs: bool = True,
         max_completion_tokens: int = 192,
         temperature: float = 1.0,

@@ -47,7 +47,7 @@ class RelayEngine:
         *,
         bridge: TextBridge | None = None,
         max_num_seqs: int = 64,
-        block_size: int = 16,
+        block_size: int = 64,
         kv_cache_gb: KVCacheGB = "auto",
         steps_per_sync: int | None = None,
         cuda_graphs: bool = True,

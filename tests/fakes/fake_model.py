@@ -168,5 +168,6 @@ class UniformEngine(RelayEngine):
 def relay_engine(
     student: TokenModel, teacher: TokenModel | None, protocol: CompiledProtocol, **settings: Any
 ) -> UniformEngine:
-    """An engine over two models of this process."""
+    """An engine over two models of this process, with small KV blocks."""
+    settings.setdefault("block_size", 16)
     return UniformEngine(student, None if teacher is None else LocalTeacher(teacher), protocol, **settings)

@@ -156,25 +156,25 @@ class ModelRunner:
                 else:
                     num_rows = self.num_rows if rows is None else len(rows)
                     self._graphs.run((num_rows, self.cache.columns_of(length), truncates, key), run)
-        status = (self.state.status if rows is None else self.state.status[rows]).tolist()[: len(contexts)]
-        if status.count(self.writer) == len(contexts):
-            facts = Facts(status, [0] * len(contexts))
-            for context in contexts:
-                context.num_written += num_steps
-        else:
-            facts = self.refresh(contexts)
+        facts = self._facts(contexts, rows)
         self.stats.num_steps += num_steps
         self.stats.step_s += time.perf_counter() - start_s
         return facts
 
     def refresh(self, contexts: Sequence[Context]) -> Facts:
         """Reads what has become of the contexts' rows, and how many tokens they have; waits for the device."""
+        return self._facts(contexts, self._tensor([context.row for context in contexts]))
+
+    def _facts(self, contexts: Sequence[Context], rows: Tensor | None) -> Facts:
+        """Reads the state of `rows` (None: all), of which the contexts' come first, in one host sync."""
+        if rows is None and len(contexts) < self.num_rows:  # A graph of all rows runs those of others too.
+            rows = self._tensor([context.row for context in contexts])
         state = self.state
-        facts = torch.stack([state.status.long(), state.num_tokens, state.command_n]).tolist()
-        status, num_tokens, command_n = ([values[context.row] for context in contexts] for values in facts)
-        for context, num in zip(contexts, num_tokens, strict=True):
+        facts = torch.stack([state.status.long(), state.num_tokens, state.command_n])
+        status, num_tokens, command_n = (facts if rows is None else facts[:, rows]).tolist()
+        for context, num in zip(contexts, num_tokens, strict=False):
             context.num_written = num
-        return Facts(status, command_n)
+        return Facts(status[: len(contexts)], command_n[: len(contexts)])
 
     def sync(self, contexts: Sequence[Context]) -> None:
         """Appends the tokens and log-probabilities that decode steps wrote to the contexts."""

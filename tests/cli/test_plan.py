@@ -187,7 +187,9 @@ def test_fit_on_a_gpu_gives_the_run_the_planned_memory_for_keys_and_values(small
     data = PromptDataModule()
 
     def fitted(**options):
-        module = GRPOModule(student=small_pair.student, teacher=small_pair.teacher, max_num_seqs=64, **options)
+        module = GRPOModule(
+            student=small_pair.student, teacher=small_pair.teacher, max_num_seqs=64, block_size=16, **options
+        )
         plan_run(module, data, on_a_gpu("32-true"), None)
         return module.kv_cache_gb
 
@@ -201,7 +203,7 @@ def test_fit_on_a_gpu_gives_the_run_the_planned_memory_for_keys_and_values(small
 @pytest.mark.slow
 def test_memory_for_keys_and_values_changes_no_sample(in_process, config, tmp_path):
     quiet = ("--report.enabled", "false", "--trainer.max_steps", 2)
-    for name, gigabytes in (("much", "auto"), ("little", 0.0004)):
+    for name, gigabytes in (("much", "auto"), ("little", 0.0008)):
         arguments = ("--model.kv_cache_gb", gigabytes, "--run_dir", name)
         result = in_process("fit", "--config", config, *quiet, *arguments)
         assert result.exit_code == 0, result.errors
@@ -210,7 +212,7 @@ def test_memory_for_keys_and_values_changes_no_sample(in_process, config, tmp_pa
 
 
 def test_plan_shows_how_many_rows_the_keys_and_values_hold(in_process, config):
-    limits = ("--data.max_prompt_tokens", 96, "--model.kv_cache_gb", 0.001)
+    limits = ("--data.max_prompt_tokens", 96, "--model.kv_cache_gb", 0.001, "--model.block_size", 16)
     result = in_process("plan", "--config", config, *limits, "--device_memory_gb", 80)
     assert result.exit_code == 0, result.errors
     assert "keys and values: 0.00 GB (kv_cache_gb: 0.001), 61 blocks of 16 tokens for each model\n" in result.output
@@ -229,4 +231,4 @@ def test_a_mean_length_beyond_the_longest_is_refused(in_process, config, mean):
 def test_plan_says_what_auto_is_on_a_cpu(in_process, config):
     result = in_process("plan", "--config", config, "--trainer.accelerator", "cpu", "--device_memory_gb", 0.1)
     assert result.exit_code == 0, result.errors
-    assert "(kv_cache_gb: auto, at most 25% of all memory), 512 blocks of 16 tokens" in result.output
+    assert "(kv_cache_gb: auto, at most 25% of all memory), 128 blocks of 64 tokens" in result.output

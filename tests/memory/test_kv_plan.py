@@ -34,6 +34,7 @@ def workload_of(student: str, teacher: str, **options: object) -> Workload:
         num_completion_tokens=NUM_COMPLETION_TOKENS,
         num_rows=1,
         memory_bytes=1e9,
+        block_size=16,
         has_bridge=has_bridge(student_plan, teacher_plan),
     )
     return replace(workload, **options)
@@ -105,7 +106,7 @@ def test_blocks_are_as_many_and_as_large_as_those_of_an_engine(small_pair, byte_
     name = small_pair.teacher if teacher == "of one vocabulary" else byte_teacher
     options = {"device_type": "cpu", "memory_bytes": own_memory_bytes(False), "kv_cache_gb": kv_cache_gb}
     planned = plan_memory(workload_of(small_pair.student, name, **options))
-    relay = load_relay(small_pair.student, name, max_num_seqs=MAX_NUM_SEQS, kv_cache_gb=kv_cache_gb)
+    relay = load_relay(small_pair.student, name, max_num_seqs=MAX_NUM_SEQS, block_size=16, kv_cache_gb=kv_cache_gb)
     assert (relay.engine.bridge is None) == (teacher == "of one vocabulary")
     relay.generate(["How many kebu?"], SamplingParams(max_completion_tokens=4), policy="teacher_only")
     caches = [runner.cache for runner in (relay.engine._runner, relay.engine.teacher.runner)]
@@ -121,7 +122,9 @@ def test_an_engine_makes_the_planned_blocks_of_the_planned_setting(small_pair, w
     memory_bytes = (without_kv(workload) + room_for * bytes_per_block + 1) / USABLE_SHARE
     planned = plan_memory(replace(workload, memory_bytes=memory_bytes)).kv
     setting = planned.kv_cache_gb
-    relay = load_relay(small_pair.student, small_pair.teacher, max_num_seqs=MAX_NUM_SEQS, kv_cache_gb=setting)
+    relay = load_relay(
+        small_pair.student, small_pair.teacher, max_num_seqs=MAX_NUM_SEQS, block_size=16, kv_cache_gb=setting
+    )
     relay.engine.acquire()
     assert relay.engine._runner.cache.num_blocks == planned.num_blocks == room_for
 

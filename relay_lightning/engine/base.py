@@ -1,4 +1,7 @@
-"""What the relay needs of a model. Shapes: N rows of a pass, T new tokens of a row, E hidden size, V vocabulary."""
+"""Protocols of a model that the relay decodes with.
+
+Shapes: N rows of a pass, T new tokens of a row, E hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 

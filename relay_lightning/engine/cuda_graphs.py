@@ -22,7 +22,7 @@ Step = Callable[[], object]
 
 
 class Capture(Protocol):
-    """What makes graphs of steps."""
+    """Captures decode steps as graphs."""
 
     def rehearse(self, step: Step) -> str | None:
         """Runs a step as it is. Returns why it cannot be captured, or None."""

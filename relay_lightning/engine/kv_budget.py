@@ -1,4 +1,4 @@
-"""How many KV blocks fit in memory."""
+"""Number of KV blocks that fit in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a request, before anything is computed."""
+"""Admission: checks of a request before anything is computed, and its first sequence."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from relay_lightning.relay.accounting import DecodeStats
 from relay_lightning.relay.engine import RelayEngine
 from relay_lightning.relay.policies import Policy, make_policy
 from relay_lightning.relay.relay_config import AUTO, CallLimit, RelayConfig
-from relay_lightning.relay.requests import RelayRequest, RequestOutput
+from relay_lightning.relay.requests import CallLimits, RelayRequest, RequestOutput
 from relay_lightning.relay.text_stream import Piece, TextStream
 from relay_lightning.types import Completion, Prompt
 
@@ -60,14 +60,7 @@ class Relay:
         limits = self.config.override(max_calls, max_call_tokens, eos_policy, spent_calls).limits
         with DECODING:  # Tokenizers, too, serve one thread at a time.
             requests = [
-                RelayRequest(
-                    self.make_prompt(index, prompt),
-                    sampling or self.config.sampling or SamplingParams(),
-                    teacher_sampling=teacher_sampling,
-                    policy=policy,
-                    limits=limits,
-                    seed=seed,
-                )
+                self._request(index, prompt, sampling, teacher_sampling, seed, policy, limits)
                 for index, prompt in enumerate(prompts)
             ]
             return self.engine.generate(requests)
@@ -88,17 +81,11 @@ class Relay:
         """Yields the text of one completion in pieces, as it is written, each with its author.
 
         The arguments are those of `generate`; the pieces of a prompt join to the text that `generate` gives it as its
-        only prompt. A piece without text announces each span of
-        the teacher. The last piece holds the completion. A stream that is not read to its end aborts its request.
+        only prompt. A piece without text announces each span of the teacher. The last piece holds the completion. A
+        stream that is not read to its end aborts its request.
         """
-        request = RelayRequest(
-            self.make_prompt(0, prompt),
-            sampling or self.config.sampling or SamplingParams(),
-            teacher_sampling=teacher_sampling,
-            policy=policy,
-            limits=self.config.override(max_calls, max_call_tokens, eos_policy, spent_calls).limits,
-            seed=seed,
-        )
+        limits = self.config.override(max_calls, max_call_tokens, eos_policy, spent_calls).limits
+        request = self._request(0, prompt, sampling, teacher_sampling, seed, policy, limits)
         max_calls = request.limits.max_calls if make_policy(policy).allows_commands else 0
         text = TextStream(self.engine.protocol, request.sampling.stop, max_calls)
         request_id = self.engine.add_request(request)
@@ -112,6 +99,26 @@ class Relay:
         finally:
             del self._outputs[request_id]
             self.engine.abort(request_id)
+
+    def _request(
+        self,
+        prompt_id: int,
+        prompt: str | Sequence[int],
+        sampling: SamplingParams | None,
+        teacher_sampling: SamplingParams | None,
+        seed: int,
+        policy: str | Policy,
+        limits: CallLimits,
+    ) -> RelayRequest:
+        """Returns the request for one prompt, with the student's own sampling where none is given."""
+        return RelayRequest(
+            self.make_prompt(prompt_id, prompt),
+            sampling or self.config.sampling or SamplingParams(),
+            teacher_sampling=teacher_sampling,
+            policy=policy,
+            limits=limits,
+            seed=seed,
+        )
 
     def _step(self, request_id: int) -> list[RequestOutput]:
         """Returns what is new of a stream's request, after a step of the engine if another stream has not run it."""

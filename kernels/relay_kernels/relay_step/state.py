@@ -1,4 +1,4 @@
-"""What the relay step reads and writes: flat tensors with one row per completion.
+"""State of the relay step: flat tensors with one row per completion.
 
 Shapes: S rows, L the longest completion.
 """
@@ -46,7 +46,7 @@ class TokenSource(IntEnum):
 
 
 class CommandRule(IntEnum):
-    """What a command that the student completes does in a row."""
+    """Effect of a command that the student completes, row by row."""
 
     CALL = 0
     """Hands over to the teacher."""
